@@ -1,0 +1,1 @@
+"""Performance claims, each measured by a command of its own."""

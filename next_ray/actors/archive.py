@@ -1,0 +1,78 @@
+"""The archive actor: writes and reads the store, so that no tensor passes through the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from next_ray.actors.cluster import result
+from next_ray.store.checkpoints import CheckpointStore
+from next_ray.types import Adapter, CheckpointKind, LearnerState, LoraFactors, Ref
+
+
+class ArchiveActor:
+    """Holds one `CheckpointStore`."""
+
+    def __init__(self, store: CheckpointStore, base_fingerprint: str, keep: int | None) -> None:
+        self._store, self._fingerprint, self._keep = store, base_fingerprint, keep
+
+    def commit(self, step: int, kind: CheckpointKind, state: LearnerState, parents: Sequence[str], progress: Mapping[str, Any], keep: Sequence[str]) -> str:
+        """Write a checkpoint, manifest last, then let go of those that nothing needs any more."""
+        manifest = self._store.commit(step, kind, state, tuple(parents), self._fingerprint, dict(progress))
+        if self._keep is not None:
+            self._store.retain(self._keep, {*keep, *parents, manifest.id})
+        return manifest.id
+
+    def adapter(self, checkpoint_id: str) -> tuple[dict[str, LoraFactors], None]:
+        """The adapter of a committed checkpoint, verified."""
+        return dict(self._store.load_adapter(self._store.manifest(checkpoint_id))), None
+
+    def state(self, checkpoint_id: str) -> tuple[LearnerState, None]:
+        """The learner state of a committed checkpoint, verified."""
+        return self._store.load_state(self._store.manifest(checkpoint_id)), None
+
+    def write_table(self, name: str, start_step: int, end_step: int, rows: list[dict[str, Any]]) -> None:
+        """Append a segment to a table."""
+        self._store.write_table(name, start_step, end_step, rows)
+
+    def record(self, name: str, content: Mapping[str, Any]) -> None:
+        """Keep a small JSON record."""
+        self._store.put_json(f"records/{name}.json", dict(content))
+
+
+@dataclass
+class RayArchive:
+    """The `Archive` port over the archive actor."""
+
+    actor: Any
+
+    async def commit(self, step: int, kind: CheckpointKind, state: Ref[LearnerState], parents: Sequence[str], progress: Mapping[str, Any], keep: Sequence[str] = ()) -> str:
+        """Write a checkpoint; `keep` names older ones that retention must spare."""
+        return await result(self.actor.commit.remote(step, kind, state.value, list(parents), progress, list(keep)), "the archive")
+
+    async def adapter(self, checkpoint_id: str) -> Ref[Adapter]:
+        """Read an adapter into the object store."""
+        ref, done = self.actor.adapter.options(num_returns=2).remote(checkpoint_id)
+        await result(done, "the archive")
+        return Ref(ref)
+
+    async def state(self, checkpoint_id: str) -> Ref[LearnerState]:
+        """Read a learner state into the object store."""
+        ref, done = self.actor.state.options(num_returns=2).remote(checkpoint_id)
+        await result(done, "the archive")
+        return Ref(ref)
+
+    async def table(self, name: str, start_step: int, end_step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append a segment to a table."""
+        if rows:
+            await result(self.actor.write_table.remote(name, start_step, end_step, [dict(r) for r in rows]), "the archive")
+
+    async def record(self, name: str, content: Mapping[str, Any]) -> None:
+        """Keep a small JSON record."""
+        await result(self.actor.record.remote(name, content), "the archive")
+
+
+ArchiveRemote = ray.remote(ArchiveActor)

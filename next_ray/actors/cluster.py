@@ -1,0 +1,114 @@
+"""Open the cluster (or start an embedded one), and place actors with a visible wait."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RaySystemError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from next_ray.config import ClusterSection
+from next_ray.errors import NextRayError, PlacementError
+
+
+
+
+@dataclass(frozen=True)
+class OpenCluster:
+    """What the run found: where actors run and what there is."""
+
+    device: Literal["cpu", "gpu"]
+    resources: Mapping[str, float]
+    dashboard_url: str | None
+    embedded: bool
+
+
+@contextmanager
+def open_cluster(config: ClusterSection, namespace: str, embedded_cpus: int) -> Iterator[OpenCluster]:
+    """Connect to the cluster of `RAY_ADDRESS` (set by `ray job submit`), or start one on this machine; closes it at the end."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = os.environ.get("RAY_ADDRESS")
+    common: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    try:
+        if address:
+            context = ray.init(address="auto" if address.startswith("http") else address, **common)
+        else:
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+            context = ray.init(address="local", num_cpus=embedded_cpus, include_dashboard=config.dashboard, dashboard_host="127.0.0.1", **common)
+    except (ConnectionError, RuntimeError, RaySystemError) as error:
+        where = f"the cluster at RAY_ADDRESS={address}" if address else "an embedded Ray on this machine"
+        raise PlacementError(f"Could not open {where}: {error}. Check that it runs and that RAY_AUTH_TOKEN_PATH names its token.") from error
+    try:
+        resources = ray.cluster_resources()
+        device = config.device if config.device != "auto" else ("gpu" if resources.get("GPU", 0) >= 1 else "cpu")
+        yield OpenCluster(device, resources, context.dashboard_url or None, embedded=not address)
+    finally:
+        ray.shutdown()
+
+
+async def place(
+    bundles: Sequence[Mapping[str, float]], labels: Mapping[str, str], what: str, wait_s: float, say: Callable[[str], None]
+) -> PlacementGroup:
+    """Reserve bundles for `what`; says what is missing while it waits, and raises `PlacementError` after `wait_s` seconds."""
+    selector: Any = [dict(labels)] * len(bundles) if labels else None
+    group = placement_group([dict(b) for b in bundles], strategy="PACK", bundle_label_selector=selector)
+    ready = group.ready()
+    started = time.monotonic()
+    while True:
+        done, _ = ray.wait([ready], timeout=0)
+        if done:
+            return group
+        waited = time.monotonic() - started
+        have = _resources_sentence(ray.cluster_resources())
+        if waited > wait_s:
+            remove_placement_group(group)
+            raise PlacementError(
+                f"No place for {what}: asked for {_bundles_sentence(bundles, labels)}; the cluster has {have} in all, "
+                f"{_resources_sentence(ray.available_resources())} free. Waited {waited:.0f} s (cluster.wait_s). "
+                "Add nodes, ask for less, or wait longer."
+            )
+        if waited > 5:
+            say(f"waiting {waited:.0f} s for {what}: asked for {_bundles_sentence(bundles, labels)}; the cluster has {have}")
+        await asyncio.sleep(0.2 if waited < 5 else 5)
+
+
+def _bundles_sentence(bundles: Sequence[Mapping[str, float]], labels: Mapping[str, str]) -> str:
+    one = ", ".join(f"{amount:g} {name}" for name, amount in bundles[0].items())
+    wanted = " with labels " + ", ".join(f"{k}={v}" for k, v in labels.items()) if labels else ""
+    return f"{len(bundles)} x ({one}){wanted}"
+
+
+def _resources_sentence(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU")) if resources else "nothing"
+
+
+async def result(ref: Any, what: str) -> Any:
+    """Await an actor call; a user error inside comes out as itself, a dead actor as a `NextRayError` that says what to do."""
+    try:
+        return await ref
+    except RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, NextRayError):
+            raise cause from None
+        raise
+    except (RayActorError, GetTimeoutError) as error:
+        raise NextRayError(
+            f"The actor for {what} died: {str(error).strip().splitlines()[0]}. Run the same command again to go on from the last checkpoint."
+        ) from error
+
+
+def actor_environment(device: str, threads: int, extra: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The runtime environment of an actor: thread counts set before any library is imported."""
+    variables = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "NEXT_RAY_DEVICE": device}
+    if device == "cpu":
+        variables |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    return {"env_vars": {**variables, **(extra or {})}}

@@ -1,0 +1,170 @@
+"""Place and start all actors of a run, probe that engines and learner agree, and take everything down again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from next_ray.actors.archive import ArchiveRemote, RayArchive
+from next_ray.actors.cluster import OpenCluster, actor_environment, place
+from next_ray.actors.engines import EngineRemote, RayRollout
+from next_ray.actors.learners import LearnerRemote, RayLearner
+from next_ray.actors.trajectory import DeltaRemote, PredictorRemote, RayTrajectory
+from next_ray.actors.verifiers import RayRewards, VerifierRemote
+from next_ray.config import Config
+from next_ray.delta.sharding import module_cost, shard_modules
+from next_ray.learn.deepspeed_learner import LearnerSpec
+from next_ray.models.resolve import PreparedModel
+from next_ray.rollout.engine import EngineSpec
+from next_ray.store.checkpoints import CheckpointStore
+from next_ray.types import Adapter, LearnerState, Ref
+
+
+@dataclass(frozen=True)
+class Launched:
+    """The ports of a running set of actors, and the adapter the learner starts from."""
+
+    rollout: RayRollout
+    rewards: RayRewards
+    learner: RayLearner
+    archive: RayArchive
+    trajectory: RayTrajectory
+    initial: Ref[Adapter]
+
+
+def engine_spec(config: Config, model: PreparedModel, device: str) -> EngineSpec:
+    """What an engine needs: room for the widest candidate and for all candidates side by side."""
+    extra = config.extrapolation
+    num_candidates = len(extra.methods) * len(extra.alphas) if extra.enabled else 0
+    return EngineSpec(
+        model_path=model.path,
+        base_name=model.name,
+        rollout=config.rollout,
+        max_lora_rank=config.learner.lora.rank * (2 if extra.enabled else 1),
+        max_adapters=max(4, 1 + num_candidates),
+        max_model_len=config.data.max_prompt_tokens + config.rollout.max_response_tokens,
+        seed=config.run.seed,
+        device=device,
+        deterministic=config.run.deterministic,
+        data=config.data,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+
+
+def learner_spec(config: Config, model: PreparedModel, device: str) -> LearnerSpec:
+    """What rank 0 needs; the gang fills in rank, world size and address."""
+    per_step = config.rollout.prompts_per_step // (config.learner.mini_batch_prompts or config.rollout.prompts_per_step)
+    return LearnerSpec(
+        model_path=model.path,
+        learner=config.learner,
+        algorithm=config.algorithm,
+        temperature=config.rollout.temperature,
+        seed=config.run.seed,
+        rank=0,
+        world_size=config.learner.ranks,
+        master_addr="127.0.0.1",
+        master_port=0,
+        total_optimizer_steps=config.run.steps * per_step,
+        device=device,
+        deterministic=config.run.deterministic,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+
+
+@asynccontextmanager
+async def launch(
+    config: Config,
+    cluster: OpenCluster,
+    model: PreparedModel,
+    store: CheckpointStore,
+    resume_from: str | None,
+    say: Callable[[str], None],
+) -> AsyncIterator[Launched]:
+    """Start every actor; the learner continues checkpoint `resume_from` when there is one."""
+    groups: list[PlacementGroup] = []
+    actors: list[Any] = []
+    try:
+        yield await _start(config, cluster, model, store, resume_from, say, groups, actors)
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+        for group in groups:
+            remove_placement_group(group)
+
+
+async def _start(
+    config: Config,
+    cluster: OpenCluster,
+    model: PreparedModel,
+    store: CheckpointStore,
+    resume_from: str | None,
+    say: Callable[[str], None],
+    groups: list[PlacementGroup],
+    actors: list[Any],
+) -> Launched:
+    device = cluster.device
+    archive = RayArchive(_light(ArchiveRemote, device).remote(store, model.fingerprint, config.store.keep_checkpoints))
+    actors.append(archive.actor)
+    state: Ref[LearnerState] | None = await archive.state(resume_from) if resume_from else None
+    gang, *engine_groups = await _places(config, device, say, groups)
+    say("starting engines and learners")
+    engines = [
+        _placed(EngineRemote, group, 0, _engine_bundle(config, device), device, config.rollout.threads).remote(engine_spec(config, model, device))
+        for group in engine_groups
+    ]
+    bundle = _learner_bundle(device)
+    ranks = [_placed(LearnerRemote, gang, i, bundle, device, config.learner.threads).remote() for i in range(config.learner.ranks)]
+    verifiers = [_light(VerifierRemote, device).remote(config.reward) for _ in range(config.reward.actors)]
+    trajectory = _trajectory(config, model, device)
+    actors += [*engines, *ranks, *verifiers, *trajectory.workers, trajectory.predictor]
+    rollout, learner = RayRollout(engines), RayLearner(ranks, config.extrapolation.after_jump)
+    initial, _ = await asyncio.gather(learner.start(learner_spec(config, model, device), state), rollout.ready())
+    return Launched(rollout, RayRewards(verifiers), learner, archive, trajectory, initial)
+
+
+async def _places(config: Config, device: str, say: Callable[[str], None], groups: list[PlacementGroup]) -> Sequence[PlacementGroup]:
+    """The gang's placement group, then one for each engine."""
+    cluster = config.cluster
+    groups.append(await place([_learner_bundle(device)] * config.learner.ranks, cluster.learner_labels, "the learners", cluster.wait_s, say))
+    for i in range(config.rollout.engines):
+        bundle = [_engine_bundle(config, device)]
+        groups.append(await place(bundle, cluster.engine_labels, f"rollout engine {i}", cluster.wait_s, say))
+    return groups
+
+
+def _trajectory(config: Config, model: PreparedModel, device: str) -> RayTrajectory:
+    extra = config.extrapolation
+    costs = {name: module_cost(out, inner, config.learner.lora.rank) for name, (out, inner) in model.linear_shapes.items()}
+    shards = [shard for shard in shard_modules(costs, extra.delta_workers) if shard]
+    workers = [_light(DeltaRemote, device).remote(extra.horizon, shard) for shard in shards]
+    return RayTrajectory(workers, _light(PredictorRemote, device).remote(extra, config.run.seed), extra)
+
+
+def _learner_bundle(device: str) -> dict[str, float]:
+    return {"CPU": 1, "GPU": 1} if device == "gpu" else {"CPU": 1}
+
+
+def _engine_bundle(config: Config, device: str) -> dict[str, float]:
+    """One engine's bundle. On CPU it is one core whatever its threads: rollout and update take turns."""
+    return {"CPU": 1, "GPU": config.rollout.tensor_parallel_size} if device == "gpu" else {"CPU": 1}
+
+
+def _placed(remote: Any, group: PlacementGroup, index: int, bundle: dict[str, float], device: str, threads: int) -> Any:
+    return remote.options(
+        num_cpus=bundle["CPU"],
+        num_gpus=bundle.get("GPU", 0),
+        scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
+        runtime_env=actor_environment(device, threads),
+    )
+
+
+def _light(remote: Any, device: str) -> Any:
+    """An actor that reserves nothing: its work is small or yields to the others."""
+    return remote.options(num_cpus=0, runtime_env=actor_environment("cpu" if device == "cpu" else device, threads=1))

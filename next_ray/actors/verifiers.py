@@ -1,0 +1,69 @@
+"""Verifier actors: each owns a pool of disposable processes that judge answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from next_ray.actors.cluster import result
+from next_ray.config import RewardSection
+from next_ray.reward.pool import VerifierPool
+from next_ray.types import Group, Sample, Scores, Shard
+
+
+class VerifierActor:
+    """Holds one `VerifierPool`."""
+
+    def __init__(self, config: RewardSection) -> None:
+        self._pool = VerifierPool(config)
+
+    def score(self, groups: list[Group], num_samples: int) -> Scores:
+        """Judge every completion of the groups; the first completions of the first groups are returned as text."""
+        items = [(c.text, g.prompt) for g in groups for c in g.completions]
+        judged = iter(self._pool.score(items))
+        rewards, verdicts, samples = [], Counter[str](), []
+        for group in groups:
+            row = [next(judged) for _ in group.completions]
+            rewards.append(tuple(j.reward for j in row))
+            verdicts.update(str(j.verdict) for j in row)
+            if len(samples) < num_samples:
+                samples.append(_sample(group, row[0].reward))
+        return Scores(tuple(rewards), dict(verdicts), tuple(samples))
+
+    def close(self) -> None:
+        """End the pool's processes."""
+        self._pool.close()
+
+
+def _sample(group: Group, reward: float) -> Sample:
+    return Sample(group.prompt.id, group.prompt.messages[-1]["content"], group.completions[0].text, group.prompt.answer, reward)
+
+
+@dataclass
+class RayRewards:
+    """The `Rewards` port over verifier actors."""
+
+    actors: Sequence[Any]
+
+    async def score(self, shards: Sequence[Shard], num_samples: int = 0) -> Scores:
+        """Spread the shards over the actors; results keep the shards' order."""
+        calls = [self.actors[i % len(self.actors)].score.remote(shard.groups.value, num_samples) for i, shard in enumerate(shards)]
+        parts: list[Scores] = list(await asyncio.gather(*(result(call, "a verifier") for call in calls)))
+        verdicts = Counter[str]()
+        for part in parts:
+            verdicts.update(part.verdicts)
+        rewards = tuple(row for part in parts for row in part.rewards)
+        samples = tuple(sample for part in parts for sample in part.samples)[:num_samples]
+        return Scores(rewards, dict(verdicts), samples)
+
+    async def close(self) -> None:
+        """End all verifier processes."""
+        await asyncio.gather(*(actor.close.remote() for actor in self.actors), return_exceptions=True)
+
+
+VerifierRemote = ray.remote(VerifierActor)

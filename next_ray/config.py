@@ -1,0 +1,356 @@
+"""The run's configuration: one frozen tree, every field described, unknown keys rejected.
+
+The defaults are the embedded run: the tiny model on addition, on this machine, in a few minutes.
+Reading YAML and overrides is `next_ray.settings`; this module only says what is valid.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A frozen part of the tree that accepts only its own keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class RunSection(Section):
+    name: str = Field("tiny", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """Name of the run: its folder in the store and under `output_dir`."""
+    steps: int = Field(60, ge=1)
+    """RL steps in all, those after a jump included."""
+    seed: int = Field(0, ge=0)
+    """Seed of prompts order, sampling, adapter initialisation and predictor."""
+    deterministic: bool = False
+    """Reproduce a run exactly on CPU: a resumed run then equals an uninterrupted one, byte for byte."""
+    output_dir: str = "outputs"
+    """Local folder for metrics, logs, TensorBoard and the report."""
+
+
+class ModelSection(Section):
+    name: str = "tiny"
+    """`tiny`, `smollm2-135m`, a local folder, or a Hugging Face model id."""
+    revision: str | None = None
+    """Hub revision (commit, tag or branch); pin it for models from the hub."""
+    trust_remote_code: bool = False
+    """Run Python code that the model repository ships. Off unless you have read that code."""
+    cache_dir: str | None = None
+    """Where prepared models are kept; `$NEXT_RAY_CACHE` or `~/.cache/next_ray` when unset."""
+    tiny_steps: int = Field(400, ge=1)
+    """Supervised steps (batch 128) that make the `tiny` model."""
+    tiny_seed: int = 0
+    """Seed of the `tiny` model."""
+
+
+class ArithmeticSource(Section):
+    """Additions and subtractions `a+b=` for the tiny model."""
+
+    kind: Literal["arithmetic"] = "arithmetic"
+    digits: int = Field(3, ge=1, le=9)
+    """Largest number of digits of each operand."""
+    size: int = Field(20000, ge=1)
+    """Distinct problems drawn."""
+    operations: str = Field("+", pattern=r"^[+\-]{1,2}$")
+    """Operations used: `+`, `-` or `+-`."""
+
+
+class ReasoningGymSource(Section):
+    """A procedural task of reasoning-gym, deterministic from the run's seed."""
+
+    kind: Literal["reasoning-gym"] = "reasoning-gym"
+    task: str
+    """Name of the task, for example `chain_sum`."""
+    size: int = Field(2000, ge=1)
+    """Problems generated (duplicates are dropped)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """The task's own settings, for example `{min_terms: 2, max_terms: 2}`."""
+
+
+class FileSource(Section):
+    """Problems from JSONL, JSON or parquet files, local or on S3."""
+
+    kind: Literal["file"] = "file"
+    path: str
+    """File or fsspec URL; the extension decides the format (.jsonl, .json, .parquet)."""
+    prompt_field: str | None = None
+    """Field of the prompt; found by itself when unset (prompt, messages, question, problem, input)."""
+    answer_field: str | None = None
+    """Field of the answer; found by itself when unset (reward_model.ground_truth, ground_truth, answer, label, solution)."""
+
+
+Source = Annotated[ArithmeticSource | ReasoningGymSource | FileSource, Field(discriminator="kind")]
+
+
+class DataSection(Section):
+    train: Source = ArithmeticSource()
+    """Where training prompts come from."""
+    held_out: FileSource | None = None
+    """A file of held-out problems; when unset they are split off `train` by a hash of the prompt."""
+    gate_prompts: int = Field(128, ge=1)
+    """Held-out prompts the gate judges candidates on."""
+    test_prompts: int = Field(256, ge=1)
+    """Held-out prompts of the evaluations that are reported; disjoint from the gate's."""
+    system_prompt: str | None = None
+    """System message put before each prompt; None keeps the chat template's own."""
+    template: str = "{prompt}"
+    """Text of the user message; `{prompt}` is replaced by the problem."""
+    chat: bool | None = None
+    """Apply the tokenizer's chat template; None: when the tokenizer has one."""
+    max_prompt_tokens: int = Field(64, ge=1)
+    """Longer prompts are left out, and counted."""
+
+
+class RolloutSection(Section):
+    engines: int = Field(1, ge=1)
+    """vLLM engines, each an actor in a placement group of its own."""
+    tensor_parallel_size: int = Field(1, ge=1)
+    """GPUs (or CPU processes) one engine spans."""
+    prompts_per_step: int = Field(64, ge=1)
+    """Prompts of one RL step."""
+    samples_per_prompt: int = Field(8, ge=2)
+    """Completions per prompt: the size of a GRPO group."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature; the learner uses the same for its log-probabilities."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling; only 1 is exact for the importance ratio, so only 1 is accepted for training."""
+    max_response_tokens: int = Field(8, ge=1)
+    """Completions are cut at this many tokens."""
+    max_num_seqs: int = Field(512, ge=1)
+    """Sequences an engine decodes at once."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Number format of the engine's weights."""
+    gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
+    """Share of GPU memory an engine may use (GPU only)."""
+    kv_cache_gib: float = Field(0.5, gt=0)
+    """Key-value cache of an engine on CPU, GiB."""
+    enforce_eager: bool | None = None
+    """Skip CUDA graphs; None: on CPU only."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of an engine (CPU only)."""
+
+    @model_validator(mode="after")
+    def _exact_ratio(self) -> RolloutSection:
+        if self.top_p != 1.0:
+            raise ValueError(
+                f"rollout.top_p={self.top_p} would bias the importance ratio: tokens outside the nucleus have probability 0 "
+                "under the sampler but not under the learner. Set it to 1."
+            )
+        return self
+
+
+class RewardSection(Section):
+    verifier: Literal["auto", "exact", "math", "reasoning-gym"] = "auto"
+    """How answers are judged; auto: exact for arithmetic, the task's own for reasoning-gym, math for files."""
+    actors: int = Field(1, ge=1)
+    """Verifier actors."""
+    workers: int = Field(1, ge=1)
+    """Disposable verifier processes of each actor."""
+    wall_clock_s: float = Field(5.0, gt=0)
+    """Wall-clock limit of one answer, seconds."""
+    cpu_s: int = Field(600, ge=1)
+    """CPU time after which a verifier process is replaced, seconds."""
+    memory_mib: int = Field(2048, ge=256)
+    """Address space of a verifier process, MiB."""
+
+
+class AlgorithmSection(Section):
+    name: Literal["grpo"] = "grpo"
+    """How advantages are made."""
+    clip_low: float = Field(0.2, ge=0, lt=1)
+    """Lower clip of the ratio: 1 - clip_low."""
+    clip_high: float = Field(0.2, ge=0)
+    """Upper clip of the ratio: 1 + clip_high."""
+    aggregation: Literal["seq-mean-token-mean", "token-mean"] = "seq-mean-token-mean"
+    """How token losses become one number; the paper's eq. 1 is seq-mean-token-mean."""
+    kl_coef: float = Field(0.0, ge=0)
+    """Weight of the KL term to the base model (adapter disabled) in the loss."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Estimator of that KL."""
+
+
+class LoraSection(Section):
+    rank: int = Field(16, ge=1, le=320)
+    """Rank of the adapter."""
+    alpha: float = Field(8.0, gt=0)
+    """Numerator of the scale alpha / rank; a scale of 0 would train nothing."""
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    """Module names that get an adapter (the output head never does)."""
+
+
+class LearnerSection(Section):
+    ranks: int = Field(1, ge=1)
+    """DeepSpeed ranks: actors of one gang in one placement group."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage."""
+    lora: LoraSection = LoraSection()
+    """The adapter that is trained."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Number format of the forward pass; master weights and moments are float32 in any case."""
+    lr: float = Field(5e-4, gt=0)
+    """Peak learning rate (AdamW)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW betas."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW weight decay."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning rate after warm-up; linear and cosine fall to 0 at the last step."""
+    warmup_steps: int = Field(0, ge=0)
+    """Optimizer steps of linear warm-up."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradient norm is clipped to this."""
+    mini_batch_prompts: int | None = Field(None, ge=1)
+    """Prompts per optimizer step; None: all of an RL step's (one optimizer step, exactly on-policy)."""
+    micro_batch_tokens: int = Field(8192, ge=64)
+    """Tokens (padding included) of one forward pass on one rank."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of a rank (CPU only)."""
+
+
+class StoreSection(Section):
+    url: str = "file://~/.cache/next_ray/store"
+    """Root of the checkpoint store: `file://` or `s3://bucket/prefix`. Credentials come from the environment, never from here."""
+    endpoint_url: str | None = None
+    """S3 endpoint for servers other than AWS."""
+    lease_s: float = Field(60.0, ge=5)
+    """How long a driver's claim on a run lives without renewal, seconds."""
+    keep_checkpoints: int | None = Field(None, ge=2)
+    """Trained checkpoints to keep (newest first, plus all that the trajectory needs); None keeps all."""
+
+
+class PredictorSection(Section):
+    hidden: int = Field(256, ge=4)
+    """Width of the predictor's encoders and decoder."""
+    fit_steps: int = Field(1000, ge=1)
+    """Full-batch steps of the first fit."""
+    refine_steps: int = Field(200, ge=1)
+    """Full-batch steps after each further checkpoint, starting from the last fit."""
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate (AdamW, cosine); the release uses 2e-5."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW weight decay."""
+
+
+class GateSection(Section):
+    kind: Literal["paired", "none"] = "paired"
+    """paired: accept only what a paired test says is better; none: jump with `fixed`, as the paper does."""
+    fixed: str | None = None
+    """Candidate taken when kind is none, for example `next@1.5`."""
+    samples: int = Field(4, ge=1)
+    """Completions per gate prompt and candidate."""
+    level: float = Field(0.05, gt=0, lt=1)
+    """Largest adjusted p-value that is accepted (one-sided, over all candidates)."""
+    min_gain: float = Field(0.0, ge=0)
+    """Smallest accuracy gain that is accepted (0.01 is one point)."""
+
+
+class AfterJumpSection(Section):
+    moments: Literal["reset", "keep"] = "reset"
+    """Adam moments after a jump."""
+    warmup_steps: int = Field(3, ge=0)
+    """Optimizer steps over which the learning rate rises again after a jump."""
+
+
+class ExtrapolationSection(Section):
+    enabled: bool = True
+    """False trains plainly, checkpoints included: the honest baseline of the same budget (`--baseline`)."""
+    interval_steps: int = Field(3, ge=1)
+    """RL steps between trajectory checkpoints."""
+    checkpoints: int = Field(8, ge=3)
+    """Checkpoint c at which the first jump is tried."""
+    horizon: int = Field(3, ge=1)
+    """Horizon k: how many checkpoints ahead the target delta looks."""
+    repeat_every: int | None = Field(None, ge=1)
+    """Try again every so many checkpoints after the first attempt; None: one attempt."""
+    methods: tuple[Literal["next", "two-point"], ...] = ("next", "two-point")
+    """Extrapolators that propose candidates."""
+    alphas: tuple[float, ...] = (0.5, 1.0, 1.5)
+    """Grid of the extending coefficient."""
+    abstain: bool = True
+    """Withdraw `next` when its backtest loses to both persistence and the linear fit."""
+    delta_workers: int = Field(1, ge=1)
+    """Actors that compute triplets, modules sharded by cost."""
+    predictor: PredictorSection = PredictorSection()
+    """NExt's predictor."""
+    gate: GateSection = GateSection()
+    """Who may jump."""
+    after_jump: AfterJumpSection = AfterJumpSection()
+    """How training goes on from an accepted candidate."""
+
+    @model_validator(mode="after")
+    def _enough_checkpoints(self) -> ExtrapolationSection:
+        if self.checkpoints <= self.horizon + 1:
+            raise ValueError(
+                f"extrapolation.checkpoints={self.checkpoints} leaves {max(0, self.checkpoints - self.horizon)} targets for "
+                f"horizon={self.horizon}; the predictor needs at least 2. Set checkpoints to {self.horizon + 2} or more."
+            )
+        if self.gate.kind == "none" and self.enabled and self.gate.fixed is None:
+            raise ValueError("extrapolation.gate.kind=none needs gate.fixed, the candidate to take (for example next@1.5).")
+        return self
+
+
+class EvaluationSection(Section):
+    every_steps: int | None = Field(None, ge=1)
+    """Evaluate the current model every so many steps; None: only at the start and the end."""
+    samples: int = Field(4, ge=1)
+    """Completions per test prompt (k of avg@k and pass@k)."""
+    temperature: float = Field(1.0, gt=0)
+    """Temperature of evaluation; the paper evaluates at 1, like training."""
+
+
+class ClusterSection(Section):
+    wait_s: float = Field(600.0, gt=0)
+    """How long to wait for resources before giving up, seconds."""
+    learner_labels: dict[str, str] = Field(default_factory=dict)
+    """Node labels learners need, for example `{market: on-demand}`."""
+    engine_labels: dict[str, str] = Field(default_factory=dict)
+    """Node labels rollout engines need, for example `{market: spot}`."""
+    dashboard: bool = True
+    """Start the Ray dashboard with an embedded cluster (loopback only)."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where engines and learners run; auto: on GPUs when the cluster has any."""
+
+
+class ReportSection(Section):
+    tensorboard: bool = True
+    """Write TensorBoard event files to the run's output folder."""
+    samples: int = Field(2, ge=0)
+    """Completions shown per step."""
+
+
+class Config(Section):
+    """Everything one run needs."""
+
+    run: RunSection = RunSection()
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    rollout: RolloutSection = RolloutSection()
+    reward: RewardSection = RewardSection()
+    algorithm: AlgorithmSection = AlgorithmSection()
+    learner: LearnerSection = LearnerSection()
+    store: StoreSection = StoreSection()
+    extrapolation: ExtrapolationSection = ExtrapolationSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    cluster: ClusterSection = ClusterSection()
+    report: ReportSection = ReportSection()
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> Config:
+        mini = self.learner.mini_batch_prompts
+        prompts = self.rollout.prompts_per_step
+        if mini is not None and prompts % mini:
+            raise ValueError(
+                f"learner.mini_batch_prompts={mini} does not divide rollout.prompts_per_step={prompts}: "
+                f"{prompts} = {prompts // mini} x {mini} + {prompts % mini}."
+            )
+        longest = self.data.max_prompt_tokens + self.rollout.max_response_tokens
+        if self.learner.micro_batch_tokens < longest:
+            raise ValueError(
+                f"learner.micro_batch_tokens={self.learner.micro_batch_tokens} cannot hold one sequence of data.max_prompt_tokens + "
+                f"rollout.max_response_tokens = {longest} tokens."
+            )
+        return self

@@ -1,0 +1,53 @@
+"""Errors that a user can act on.
+
+Every message says what was wrong, where, and what to do. All of them are picklable with their message alone, since they
+cross process boundaries.
+"""
+
+
+class NextRayError(Exception):
+    """A condition that stops the run and that its user can mend; printed as one paragraph, without a traceback."""
+
+
+class ConfigError(NextRayError):
+    """The configuration is not valid: unknown key, wrong type, impossible combination."""
+
+
+class ModelError(NextRayError):
+    """The model is missing, unreadable or not what the run expects."""
+
+
+class DataError(NextRayError):
+    """The prompts are missing, empty or malformed; names the file and line."""
+
+
+class StoreError(NextRayError):
+    """The checkpoint store is unreachable, refuses access or holds something unexpected."""
+
+
+class LeaseError(StoreError):
+    """Another driver holds the run, or this driver lost it."""
+
+
+class CorruptCheckpointError(StoreError):
+    """A committed object is missing, truncated or does not match its sha256."""
+
+
+class PlacementError(NextRayError):
+    """The cluster cannot give what the run asks for."""
+
+
+class ProbeError(NextRayError):
+    """Engine and learner disagree about the probabilities of the same tokens."""
+
+
+class StaleCompletionError(NextRayError):
+    """A completion was sampled from another adapter version than the learner expects."""
+
+
+class TrainingError(NextRayError):
+    """Training cannot go on: no update was made, or the numbers are no longer finite."""
+
+
+class ExtrapolationError(NextRayError):
+    """An extrapolator cannot work with the trajectory it was given."""

@@ -1,0 +1,125 @@
+"""What the loop needs from the world, as Protocols. `actors/` implements them on Ray, tests with fakes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from next_ray.types import (
+    Adapter,
+    CheckpointKind,
+    EvaluationResult,
+    JumpRecord,
+    LearnerState,
+    Proposal,
+    Ref,
+    RolloutRequest,
+    Sampling,
+    Scores,
+    Shard,
+    StepRecord,
+    UpdatePlan,
+    UpdateResult,
+)
+
+
+class Rollout(Protocol):
+    """The rollout engines."""
+
+    async def generate(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> list[Shard]:
+        """Sample all requests; shards keep request order when concatenated."""
+        ...
+
+    async def load(self, adapters: Mapping[int, Ref[Adapter]]) -> None:
+        """Make these adapter versions servable on every engine, and drop every other version."""
+        ...
+
+
+class Rewards(Protocol):
+    """The verifiers."""
+
+    async def score(self, shards: Sequence[Shard], num_samples: int = 0) -> Scores:
+        """Judge every completion; `num_samples` of them are returned as text."""
+        ...
+
+
+class Learner(Protocol):
+    """The learner gang."""
+
+    async def update(self, plan: UpdatePlan) -> UpdateResult:
+        """Run the plan's optimizer steps; refuses completions of another version than the plan's."""
+        ...
+
+    async def snapshot(self) -> Ref[LearnerState]:
+        """A reference to the whole `LearnerState`."""
+        ...
+
+    async def adopt(self, adapter: Ref[Adapter]) -> UpdateResult:
+        """Go on from another adapter, recompressed to the trained rank; metrics hold the truncation error."""
+        ...
+
+
+class Archive(Protocol):
+    """The writer and reader of checkpoints and small records."""
+
+    async def commit(
+        self, step: int, kind: CheckpointKind, state: Ref[LearnerState], parents: Sequence[str], progress: Mapping[str, Any], keep: Sequence[str]
+    ) -> str:
+        """Store state and loop progress, manifest last; returns the checkpoint's id. Retention spares the ids in `keep`."""
+        ...
+
+    async def table(self, name: str, start_step: int, end_step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows of the steps `start_step..end_step` to a table; repeating a segment replaces nothing that was committed."""
+        ...
+
+    async def adapter(self, checkpoint_id: str) -> Ref[Adapter]:
+        """The adapter of a committed checkpoint."""
+        ...
+
+    async def record(self, name: str, content: Mapping[str, Any]) -> None:
+        """Keep a small JSON record (an evaluation, a gate decision) beside the checkpoints."""
+        ...
+
+
+class Trajectory(Protocol):
+    """Delta workers and predictor."""
+
+    def observe(self, index: int, step: int, adapter: Ref[Adapter]) -> None:
+        """Hand over checkpoint `index` (1-based); deltas and fit go on in the background."""
+        ...
+
+    async def propose(self, index: int) -> Proposal:
+        """Wait until checkpoint `index` is digested, then make candidates."""
+        ...
+
+    async def restart(self) -> None:
+        """Forget the trajectory: after a jump a new one begins."""
+        ...
+
+    async def background_s(self) -> Mapping[str, float]:
+        """Seconds spent off the critical path so far, by kind of work (delta, fit)."""
+        ...
+
+
+class Reporter(Protocol):
+    """Whatever shows and logs the run."""
+
+    def phase(self, name: str) -> None:
+        """A phase of the present step begins."""
+        ...
+
+    def step(self, record: StepRecord) -> None:
+        """An RL step is done."""
+        ...
+
+    def evaluation(self, step: int, result: EvaluationResult) -> None:
+        """A model was evaluated on the test prompts."""
+        ...
+
+    def jump(self, record: JumpRecord) -> None:
+        """A jump was tried."""
+        ...
+
+    def take_rows(self) -> list[dict[str, Any]]:
+        """What was logged since the last call, as flat rows for the store's metrics table."""
+        ...

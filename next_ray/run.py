@@ -1,0 +1,141 @@
+"""`python -m next_ray.run [JOB.yaml] [key=value ...]`: the whole job, from prompts to the table of what was gained."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from next_ray.config import Config
+from next_ray.errors import LeaseError, NextRayError
+from next_ray.settings import load_config
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run, and turn every user error into one paragraph and exit code 2."""
+    arguments = _parser().parse_args(argv)
+    try:
+        config = load_config(arguments.job, arguments.overrides)
+        if arguments.baseline:
+            config = as_baseline(config)
+        if arguments.dry_run:
+            from next_ray.report.dry_run import print_dry_run
+
+            print_dry_run(config)
+            return 0
+        asyncio.run(execute(config))
+    except NextRayError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again to go on from the last checkpoint", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m next_ray.run", description="RLVR that predicts where the weights are going.")
+    parser.add_argument("job", nargs="?", help="YAML file; without one, the embedded default runs")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file, for example run.steps=20")
+    parser.add_argument("--dry-run", action="store_true", help="print configuration, batch sizes, placement and memory; start nothing")
+    parser.add_argument("--baseline", action="store_true", help="the same budget without extrapolation, as run NAME-baseline")
+    return parser
+
+
+def as_baseline(config: Config) -> Config:
+    """The same run without extrapolation, under its own name."""
+    run = config.run.model_copy(update={"name": f"{config.run.name}-baseline"})
+    return config.model_copy(update={"run": run, "extrapolation": config.extrapolation.model_copy(update={"enabled": False})})
+
+
+async def execute(config: Config) -> None:
+    """Open everything from the outside in, run the loop, and close it from the inside out."""
+    from next_ray.actors.cluster import open_cluster
+    from next_ray.actors.launch import launch
+    from next_ray.actors.metrics import MetricsReporter
+    from next_ray.actors.probing import probe
+    from next_ray.actors.warmstart import train_tiny_with_ray
+    from next_ray.data.prepare import filter_by_length, load_splits
+    from next_ray.loop import Stages, TrainingLoop
+    from next_ray.models.resolve import prepare_model
+    from next_ray.progress import Progress, Schedule, resumed
+    from next_ray.report.report import Report, Reporters
+    from next_ray.store.checkpoints import CheckpointStore
+
+    output = Path(config.run.output_dir).expanduser() / config.run.name
+    async with AsyncExitStack() as stack:
+        report = stack.enter_context(Report(config, output))
+        store = CheckpointStore(config.store.url, config.run.name, config.store.endpoint_url)
+        await asyncio.to_thread(store.check_access)
+        await stack.enter_async_context(_held_lease(store, config.store.lease_s))
+        splits, load_report = load_splits(config)
+        report.say(load_report)
+
+        report.phase("opening Ray")
+        gang = config.rollout.engines + config.learner.ranks
+        cluster = stack.enter_context(open_cluster(config.cluster, f"next_ray-{config.run.name}", gang))
+        report.phase("preparing the model")
+        model = await asyncio.to_thread(prepare_model, config.model, train_tiny_with_ray)
+        store.claim_identity({"base_fingerprint": model.fingerprint, "model": model.name, "lora_rank": config.learner.lora.rank})
+        splits, length_report = filter_by_length(splits, model, config)
+        report.say(length_report)
+
+        latest = await asyncio.to_thread(store.latest)
+        progress = resumed(latest, Schedule(config.extrapolation, config.run.steps)) if latest else Progress()
+        report.resume(progress.step, store.read_table("metrics", progress.step) if latest else [])
+        launched = await stack.enter_async_context(launch(config, cluster, model, store, latest.id if latest else None, report.say))
+        report.phase("probing")
+        report.probe(await probe(launched, splits.gate[:4], config))
+
+        stages = Stages(launched.rollout, launched.rewards, launched.learner, launched.archive, launched.trajectory)
+        reporters = Reporters([report, MetricsReporter(config.run.name)])
+        loop = TrainingLoop(config, splits, stages, reporters, progress, launched.initial if latest else None)
+        if latest:
+            report.say(f"resuming from step {progress.step} ({latest.id})")
+            await loop.rebuild_trajectory()
+        await loop.run()
+        report.finish(await loop.finish(), await launched.trajectory.background_s(), progress.jumps)
+
+
+@asynccontextmanager
+async def _held_lease(store: object, lease_s: float) -> AsyncIterator[None]:
+    """Hold the run's lease and renew it in the background; losing it ends the run."""
+    from next_ray.store.lease import Lease
+
+    lease = Lease(store.storage, store.run, lease_s)  # type: ignore[attr-defined]
+    await asyncio.to_thread(lease.acquire)
+    owner = asyncio.current_task()
+    lost: list[LeaseError] = []
+
+    async def renew() -> None:
+        while True:
+            await asyncio.sleep(lease_s / 3)
+            try:
+                await asyncio.to_thread(lease.renew)
+            except LeaseError as error:
+                lost.append(error)
+                if owner is not None:
+                    owner.cancel()
+                return
+
+    renewal = asyncio.create_task(renew())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if lost:
+            raise lost[0] from None
+        raise
+    finally:
+        renewal.cancel()
+        if not lost:
+            await asyncio.to_thread(lease.release)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

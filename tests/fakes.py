@@ -1,0 +1,200 @@
+"""In-memory stages for tests of the loop: a "model" whose skill is one number, learned by one number a step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from next_ray.errors import StaleCompletionError
+from next_ray.types import (
+    BASE_VERSION,
+    Adapter,
+    Candidate,
+    CheckpointKind,
+    Completion,
+    FinishReason,
+    Group,
+    GroupSize,
+    LearnerState,
+    LoraFactors,
+    Manifest,
+    Prompt,
+    Proposal,
+    Ref,
+    RolloutRequest,
+    Sampling,
+    Scores,
+    Shard,
+    UpdatePlan,
+    UpdateResult,
+)
+
+MODULE = "model.layers.0.self_attn.q_proj"
+
+
+def make_adapter(skill: float) -> dict[str, LoraFactors]:
+    """A rank-1 adapter that holds one number."""
+    return {MODULE: LoraFactors(a=np.ones((1, 2), np.float32), b=np.full((2, 1), skill, np.float32), scale=1.0)}
+
+
+def skill_of(adapter: Adapter) -> float:
+    """The number back."""
+    return float(adapter[MODULE].b[0, 0])
+
+
+def make_prompts(num: int, prefix: str = "p") -> list[Prompt]:
+    """Prompts whose answer is always `yes`."""
+    return [Prompt(f"{prefix}{i}", ({"role": "user", "content": f"{prefix}{i}?"},), "yes", "exact") for i in range(num)]
+
+
+@dataclass
+class FakeRollout:
+    """Answers `yes` with a probability that is the served adapter's skill, from the request's seed alone."""
+
+    base_skill: float = 0.3
+    served: dict[int, float] = field(default_factory=dict)
+    log: list[str] = field(default_factory=list)
+
+    async def load(self, adapters: Mapping[int, Ref[Adapter]]) -> None:
+        self.log.append("load " + ",".join(map(str, sorted(adapters))))
+        self.served = {version: skill_of(ref.value) for version, ref in adapters.items()}
+
+    async def generate(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> list[Shard]:
+        self.log.append(f"generate {len(requests)} at {sorted({r.version for r in requests})}")
+        half = len(requests) // 2
+        return [self._shard(part) for part in (requests[:half], requests[half:]) if part]
+
+    def _shard(self, requests: Sequence[RolloutRequest]) -> Shard:
+        groups = [self._group(r) for r in requests]
+        sizes = tuple(GroupSize(2, (1,) * len(g.completions), tuple(c.version for c in g.completions), (False,) * len(g.completions)) for g in groups)
+        return Shard(Ref(groups), sizes)
+
+    def _group(self, request: RolloutRequest) -> Group:
+        skill = self.base_skill if request.version == BASE_VERSION else self.base_skill + self.served[request.version]
+        draws = np.random.default_rng(request.seed).random(request.num_samples)
+        completions = tuple(
+            Completion(np.array([1], np.int32), np.zeros(1, np.float32), "yes" if d < skill else "no", FinishReason.STOP, request.version) for d in draws
+        )
+        return Group(request.prompt, np.array([2, 3], np.int32), completions)
+
+
+class FakeRewards:
+    """Exact match."""
+
+    async def score(self, shards: Sequence[Shard], num_samples: int = 0) -> Scores:
+        groups = [g for shard in shards for g in shard.groups.value]
+        return Scores(tuple(tuple(float(c.text == g.prompt.answer) for c in g.completions) for g in groups), {"ok": len(groups)})
+
+
+@dataclass
+class FakeLearner:
+    """Skill grows by `rate` times the mean reward of each update."""
+
+    rate: float = 0.01
+    skill: float = 0.0
+    updates: int = 0
+    refuse_all: bool = False
+
+    async def update(self, plan: UpdatePlan) -> UpdateResult:
+        groups = [g for shard in plan.shards for g in shard.value]
+        if any(c.version != plan.expected_version for g in groups for c in g.completions):
+            raise StaleCompletionError("stale")
+        steps = 0.0 if self.refuse_all else 1.0
+        if steps:
+            self.skill += self.rate * float(np.mean([c.text == "yes" for g in groups for c in g.completions]))
+            self.updates += 1
+        return UpdateResult(Ref(make_adapter(self.skill)), {"optimizer_steps": steps, "loss": self.skill})
+
+    async def snapshot(self) -> Ref[LearnerState]:
+        return Ref(LearnerState(make_adapter(self.skill), {}, {"updates": float(self.updates), "skill": self.skill}))
+
+    async def adopt(self, adapter: Ref[Adapter]) -> UpdateResult:
+        self.skill = skill_of(adapter.value)
+        return UpdateResult(Ref(make_adapter(self.skill)), {"truncation_error": 0.125})
+
+    @classmethod
+    def restored(cls, state: LearnerState, rate: float) -> FakeLearner:
+        return cls(rate, state.scalars["skill"], int(state.scalars["updates"]))
+
+
+@dataclass
+class FakeArchive:
+    """Checkpoints in a list, committed at once."""
+
+    committed: list[tuple[Manifest, LearnerState]] = field(default_factory=list)
+    tables: list[tuple[int, int, list[Any]]] = field(default_factory=list)
+    fail_at_step: int | None = None
+
+    async def commit(
+        self, step: int, kind: CheckpointKind, state: Ref[LearnerState], parents: Sequence[str], progress: Mapping[str, Any], keep: Sequence[str]
+    ) -> str:
+        if step == self.fail_at_step:
+            raise OSError("disk full")
+        manifest = Manifest(f"{step:04d}-{kind}", "r", step, kind, tuple(parents), "f", 1, 1.0, {}, copy.deepcopy(dict(progress)), "")
+        self.committed.append((manifest, copy.deepcopy(state.value)))
+        return manifest.id
+
+    async def adapter(self, checkpoint_id: str) -> Ref[Adapter]:
+        return Ref(next(s.adapter for m, s in self.committed if m.id == checkpoint_id))
+
+    async def record(self, name: str, content: Mapping[str, Any]) -> None:
+        pass
+
+    async def table(self, name: str, start_step: int, end_step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.tables.append((start_step, end_step, list(rows)))
+
+
+@dataclass
+class FakeTrajectory:
+    """Remembers what it saw; proposes the last adapter plus given gains."""
+
+    gains: Mapping[str, float] = field(default_factory=dict)
+    seen: list[tuple[int, int, float]] = field(default_factory=list)
+    restarts: int = 0
+
+    def observe(self, index: int, step: int, adapter: Ref[Adapter]) -> None:
+        self.seen.append((index, step, skill_of(adapter.value)))
+
+    async def propose(self, index: int) -> Proposal:
+        assert self.seen[-1][0] == index, "the last checkpoint must be digested before a proposal"
+        last = self.seen[-1][2]
+        candidates = tuple(Candidate(n, n.split("@")[0], float(n.split("@")[1]), Ref(make_adapter(last + g))) for n, g in self.gains.items())
+        return Proposal(candidates, (), {}, {})
+
+    async def restart(self) -> None:
+        self.restarts += 1
+        self.seen = []
+
+    async def background_s(self) -> Mapping[str, float]:
+        return {"delta": 0.0, "fit": 0.0}
+
+
+@dataclass
+class FakeReport:
+    """Keeps all records."""
+
+    steps: list[Any] = field(default_factory=list)
+    evaluations: list[Any] = field(default_factory=list)
+    jumps: list[Any] = field(default_factory=list)
+    _rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def phase(self, name: str) -> None:
+        pass
+
+    def step(self, record: Any) -> None:
+        self.steps.append(record)
+        self._rows.append({"step": record.step})
+
+    def evaluation(self, step: int, result: Any) -> None:
+        self.evaluations.append((step, result))
+
+    def jump(self, record: Any) -> None:
+        self.jumps.append(record)
+
+    def take_rows(self) -> list[dict[str, Any]]:
+        rows, self._rows = self._rows, []
+        return rows

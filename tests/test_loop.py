@@ -1,0 +1,170 @@
+"""The loop over fakes: order, versions, schedule, jumps, and resuming from every checkpoint."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from next_ray.config import Config
+from next_ray.data.splits import Splits
+from next_ray.errors import TrainingError
+from next_ray.loop import Stages, TrainingLoop
+from next_ray.progress import Progress, Schedule, resumed
+from next_ray.types import CheckpointKind, LearnerState, Manifest, Ref
+from tests.fakes import FakeArchive, FakeLearner, FakeReport, FakeRewards, FakeRollout, FakeTrajectory, make_adapter, make_prompts, skill_of
+
+RATE = 0.02
+
+
+def config(steps: int = 12, **extrapolation: Any) -> Config:
+    extra = {"interval_steps": 2, "checkpoints": 3, "horizon": 1, "gate": {"samples": 4}, **extrapolation}
+    return Config.model_validate(
+        {
+            "run": {"name": "t", "steps": steps, "seed": 3},
+            "rollout": {"prompts_per_step": 8, "samples_per_prompt": 4},
+            "data": {"gate_prompts": 64, "test_prompts": 64},
+            "extrapolation": extra,
+        }
+    )
+
+
+@dataclass
+class World:
+    """One driver's fakes; `reborn` is the next driver on the same archive."""
+
+    config: Config
+    gains: dict[str, float] = field(default_factory=dict)
+    archive: FakeArchive = field(default_factory=FakeArchive)
+
+    def loop(self, at: tuple[Manifest, LearnerState] | None = None) -> TrainingLoop:
+        self.rollout, self.trajectory, self.report = FakeRollout(), FakeTrajectory(self.gains), FakeReport()
+        self.learner = FakeLearner.restored(at[1], RATE) if at else FakeLearner(RATE)
+        progress = resumed(at[0], Schedule(self.config.extrapolation, self.config.run.steps)) if at else Progress()
+        stages = Stages(self.rollout, FakeRewards(), self.learner, self.archive, self.trajectory)
+        splits = Splits(train=make_prompts(21), gate=make_prompts(64, "g"), test=make_prompts(64, "t"))
+        current = Ref(at[1].adapter) if at else None
+        return TrainingLoop(self.config, splits, stages, self.report, progress, current)
+
+
+def run(loop: TrainingLoop) -> None:
+    async def go() -> None:
+        await loop.rebuild_trajectory()
+        await loop.run()
+
+    asyncio.run(go())
+
+
+def test_a_step_goes_from_prompts_to_the_next_version() -> None:
+    world = World(config(steps=2, enabled=False))
+    run(world.loop())
+    assert world.rollout.log == ["generate 8 at [0]", "load 1", "generate 8 at [1]", "load 2"]
+    assert [r.step for r in world.report.steps] == [1, 2]
+    assert {"rollout", "reward", "update", "load", "total"} <= set(world.report.steps[0].times)
+
+
+def test_checkpoints_come_every_interval_and_at_the_end() -> None:
+    world = World(config(steps=7, enabled=False))
+    run(world.loop())
+    assert [m.step for m, _ in world.archive.committed] == [2, 4, 6, 7]
+    assert [m.parents for m, _ in world.archive.committed[:2]] == [(), ("0002-trained",)]
+    assert [(a, b, [r["step"] for r in rows]) for a, b, rows in world.archive.tables][:2] == [(1, 2, [1, 2]), (3, 4, [3, 4])]
+
+
+def test_a_good_candidate_is_adopted_and_training_goes_on_from_it() -> None:
+    world = World(config(), gains={"next@1": 0.4, "two-point@1": -0.2})
+    loop = world.loop()
+    run(loop)
+    (jump,) = world.report.jumps
+    assert (jump.step, jump.decision.accepted, jump.method, jump.stats["truncation_error"]) == (6, "next@1", "next", 0.125)
+    kinds = [(m.step, m.kind) for m, _ in world.archive.committed]
+    assert kinds.count((6, CheckpointKind.JUMPED)) == 1
+    assert kinds.index((6, CheckpointKind.TRAINED)) < kinds.index((6, CheckpointKind.JUMPED))
+    jumped = next(m for m, _ in world.archive.committed if m.kind is CheckpointKind.JUMPED)
+    assert jumped.parents == ("0006-trained",)
+    assert world.learner.skill > 0.4
+    assert world.report.steps[6].reward_mean > world.report.steps[5].reward_mean + 0.2
+    assert world.trajectory.restarts == 1
+
+
+def test_a_bad_candidate_changes_nothing() -> None:
+    refused, plain = World(config(), gains={"next@1": -0.1, "two-point@1": 0.0}), World(config(enabled=False))
+    run(refused.loop())
+    run(plain.loop())
+    (jump,) = refused.report.jumps
+    assert jump.decision.accepted is None
+    assert refused.learner.skill == plain.learner.skill
+    assert [r.reward_mean for r in refused.report.steps] == [r.reward_mean for r in plain.report.steps]
+    assert [r.version for r in refused.report.steps] == [r.version for r in plain.report.steps]
+
+
+def test_gate_none_takes_the_fixed_candidate_without_sampling() -> None:
+    world = World(config(gate={"kind": "none", "fixed": "next@1"}), gains={"next@1": 0.1})
+    run(world.loop())
+    assert world.report.jumps[0].decision.accepted == "next@1"
+    assert not any(line.startswith("generate 64") for line in world.rollout.log)
+
+
+def test_candidates_and_the_last_checkpoint_are_sampled_side_by_side() -> None:
+    world = World(config(), gains={"a@1": -0.1, "b@1": -0.1})
+    run(world.loop())
+    assert "generate 192 at [6, 1073741824, 1073741825]" in world.rollout.log
+
+
+def test_attempts_repeat_when_asked() -> None:
+    world = World(config(steps=14, repeat_every=2), gains={"next@1": -0.1})
+    run(world.loop())
+    assert [j.step for j in world.report.jumps] == [6, 10]
+
+
+@pytest.mark.parametrize("gains", [{}, {"next@1": 0.3}, {"next@1": -0.3}], ids=["nothing proposed", "accepted", "refused"])
+def test_resuming_from_any_checkpoint_ends_like_the_uninterrupted_run(gains: dict[str, float]) -> None:
+    whole = World(config(), gains)
+    run(whole.loop())
+    assert len(whole.archive.committed) >= 6
+    for i, at in enumerate(whole.archive.committed[:-1]):
+        again = World(whole.config, gains, FakeArchive(committed=whole.archive.committed[: i + 1]))
+        run(again.loop(at))
+        assert again.learner.skill == whole.learner.skill, at[0].id
+        redone = {r.step: (r.reward_mean, r.version, r.metrics) for r in again.report.steps}
+        assert redone == {r.step: (r.reward_mean, r.version, r.metrics) for r in whole.report.steps if r.step > at[0].step}
+        assert [j.decision for j in again.report.jumps] == [j.decision for j in whole.report.jumps if (j.step, at[0].kind) >= (at[0].step, "trained")]
+
+
+def test_a_finished_run_is_not_silently_trained_again() -> None:
+    world = World(config(steps=2))
+    run(world.loop())
+    with pytest.raises(TrainingError, match=r"already has all of its 2 steps.*run\.steps.*run\.name"):
+        run(world.loop(world.archive.committed[-1]))
+
+
+def test_a_run_without_any_update_is_an_error() -> None:
+    world = World(config(steps=2, enabled=False))
+    loop = world.loop()
+    world.learner.refuse_all = True
+    with pytest.raises(TrainingError, match="no update"):
+        run(loop)
+
+
+def test_a_failed_commit_stops_the_run() -> None:
+    world = World(config(), archive=FakeArchive(fail_at_step=4))
+    with pytest.raises(OSError, match="disk full"):
+        run(world.loop())
+    assert [m.step for m, _ in world.archive.committed] == [2]
+
+
+def test_the_end_compares_base_both_ends_of_the_jump_and_the_final_model() -> None:
+    world = World(config(), gains={"next@1": 0.4})
+    loop = world.loop()
+
+    async def go() -> Any:
+        await loop.run()
+        return await loop.finish()
+
+    results = asyncio.run(go())
+    assert [r.label for r in results] == ["base", "before the jump (step 6)", "jumped (next@1)", "final"]
+    accuracy = [r.avg_at_k.mean for r in results]
+    assert accuracy[0] <= accuracy[1] < accuracy[2] <= accuracy[3]
+    assert skill_of(make_adapter(0.5)) == 0.5
