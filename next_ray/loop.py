@@ -224,7 +224,7 @@ class TrainingLoop:
         if not candidates:
             return GateDecision(None, "No extrapolator proposed anything.", float("nan"), ())
         if gate.kind == "none":
-            return decide(None, {c.name: None for c in candidates}, gate, seed=0)
+            return decide((), {c.name: () for c in candidates}, gate, seed=0)
         versions = {c.name: FIRST_PASSING_VERSION + i for i, c in enumerate(candidates)}
         await self._serve({versions[c.name]: c.adapter for c in candidates})
         names = {"": self.progress.version, **versions}

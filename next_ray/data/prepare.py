@@ -1,0 +1,41 @@
+"""From the configuration to the three sets of prompts a run works with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from next_ray.config import Config
+from next_ray.data.sources import load_problems
+from next_ray.data.splits import Splits, split
+from next_ray.data.template import PromptEncoder
+from next_ray.errors import DataError
+
+
+def load_splits(config: Config) -> tuple[Splits, str]:
+    """Load and split the problems; the text says what was loaded. Raises `DataError` before anything is started."""
+    data, seed, verifier = config.data, config.run.seed, config.reward.verifier
+    options = {"endpoint_url": config.store.endpoint_url} if config.store.endpoint_url else {}
+    train = load_problems(data.train, seed, verifier, options)
+    lines = [str(train.report)]
+    held_out = None
+    if data.held_out is not None:
+        loaded = load_problems(data.held_out, seed, verifier, options)
+        held_out = loaded.prompts
+        lines.append(str(loaded.report))
+    splits = split(train.prompts, held_out, data.gate_prompts, data.test_prompts, seed)
+    lines.append(f"{len(splits.train)} to train on, {len(splits.gate)} for the gate, {len(splits.test)} for the test")
+    return splits, "; ".join(lines)
+
+
+def filter_by_length(splits: Splits, tokenizer: Any, config: Config) -> tuple[Splits, str]:
+    """Leave out prompts that are longer than `data.max_prompt_tokens`, in all three sets; the text counts them."""
+    encoder = PromptEncoder(tokenizer, config.data)
+    limit = config.data.max_prompt_tokens
+    fits = {name: encoder.fits(getattr(splits, name), limit) for name in ("train", "gate", "test")}
+    for name, fit in fits.items():
+        if not fit.kept:
+            raise DataError(f"No {name} prompt fits data.max_prompt_tokens={limit}; raise it or take shorter problems.")
+    dropped = sum(fit.dropped for fit in fits.values())
+    kept = replace(splits, **{name: fit.kept for name, fit in fits.items()})
+    return kept, f"{dropped} prompts longer than {limit} tokens left out" if dropped else ""

@@ -1,0 +1,167 @@
+"""The whole job as its user starts it, on real vLLM, DeepSpeed, Ray and S3, in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.s3_server import S3Server, s3_server
+
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
+
+SMALL = [
+    "run.steps=6",
+    "run.seed=5",
+    "model.tiny_steps=30",
+    "data.train.digits=1",
+    "data.train.size=100",
+    "data.gate_prompts=16",
+    "data.test_prompts=16",
+    "rollout.prompts_per_step=8",
+    "rollout.samples_per_prompt=4",
+    "extrapolation.interval_steps=1",
+    "extrapolation.checkpoints=4",
+    "extrapolation.horizon=2",
+    "extrapolation.predictor.fit_steps=20",
+    "extrapolation.predictor.refine_steps=10",
+    "evaluation.samples=2",
+    "cluster.dashboard=false",
+]
+TIME_LIMIT_S = 600
+
+
+def command(*overrides: str) -> list[str]:
+    return [sys.executable, "-m", "next_ray.run", *SMALL, *overrides]
+
+
+def environment(tmp_path: Path, **extra: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    return {**kept, "NEXT_RAY_CACHE": str(tmp_path / "cache"), "COLUMNS": "160", **extra}
+
+
+def run(env: dict[str, str], *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*overrides), env=env, capture_output=True, text=True, timeout=TIME_LIMIT_S)
+
+
+def manifests(store: Path, name: str) -> list[dict[str, Any]]:
+    found = [json.loads(p.read_text()) for p in (store / name / "manifests").glob("*.json")]
+    return sorted(found, key=lambda m: (m["step"], m["kind"] == "jumped"))
+
+
+def timeless(metrics: Path) -> list[dict[str, Any]]:
+    """The metrics log without what depends on the clock."""
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    return [{k: v for k, v in r.items() if not k.startswith(("time", "tokens_per_s", "stats"))} for r in records]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for the module, so that the tiny model is trained once."""
+    return tmp_path_factory.mktemp("end-to-end")
+
+
+def test_a_killed_run_ends_like_an_uninterrupted_one(shared: Path) -> None:
+    env, store = environment(shared), shared / "store"
+    common = [f"store.url=file://{store}", f"run.output_dir={shared / 'out'}", "run.deterministic=true", "store.lease_s=10"]
+    whole = run(env, *common, "run.name=whole")
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    assert "final" in whole.stdout
+    assert "Traceback" not in whole.stdout + whole.stderr
+
+    victim = subprocess.Popen(command(*common, "run.name=killed"), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + TIME_LIMIT_S
+        while not any(m["step"] >= 2 for m in manifests(store, "killed")):
+            assert victim.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
+    assert max(m["step"] for m in manifests(store, "killed")) < 6
+
+    again = run(env, *common, "run.name=killed")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "resuming from step" in again.stdout
+    expected, got = manifests(store, "whole"), manifests(store, "killed")
+    assert [(m["step"], m["kind"]) for m in got] == [(m["step"], m["kind"]) for m in expected]
+    assert [{n: o["sha256"] for n, o in m["objects"].items()} for m in got] == [{n: o["sha256"] for n, o in m["objects"].items()} for m in expected]
+    assert timeless(shared / "out" / "killed" / "metrics.jsonl") == timeless(shared / "out" / "whole" / "metrics.jsonl")
+
+    finished = run(env, *common, "run.name=whole")
+    assert finished.returncode == 2
+    assert "already has all of its 6 steps" in finished.stderr
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    with s3_server() as server:
+        yield server
+
+
+@pytest.mark.s3
+def test_two_engines_two_learners_on_s3_jump_without_a_gate(shared: Path, s3: S3Server) -> None:
+    env = environment(shared, **s3.credentials)
+    result = run(
+        env,
+        f"store.url=s3://{s3.bucket}/runs",
+        f"store.endpoint_url={s3.endpoint_url}",
+        f"run.output_dir={shared / 'out'}",
+        "run.name=s3",
+        "rollout.engines=2",
+        "learner.ranks=2",
+        "learner.zero_stage=2",
+        "extrapolation.delta_workers=2",
+        "extrapolation.gate={kind: none, fixed: two-point@1.0}",
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    records = timeless(shared / "out" / "s3" / "metrics.jsonl")
+    assert [r["step"] for r in records if r["record"] == "step"] == [1, 2, 3, 4, 5, 6]
+    (jump,) = [r for r in records if r["record"] == "jump"]
+    assert jump["accepted"] == "two-point@1.0"
+    labels = [r["label"] for r in records if r["record"] == "evaluation"]
+    assert labels[-4:] == ["base", "before the jump (step 4)", "jumped (two-point@1.0)", "final"]
+
+
+def test_ray_job_submit_runs_the_same_job(shared: Path) -> None:
+    port, dashboard = 26379, 28265
+    env = environment(shared, RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
+    ray = [sys.executable, "-m", "ray.scripts.scripts"]
+    start = [*ray, "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
+    start += [f"--dashboard-port={dashboard}", "--num-cpus=2", "--min-worker-port=31000", "--max-worker-port=31999", f"--temp-dir={shared / 'r'}"]
+    head = subprocess.Popen(start, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait_for_dashboard(dashboard)
+        job = ["job", "submit", f"--address=http://127.0.0.1:{dashboard}", "--working-dir", ".", "--", *command()]
+        overrides = [f"store.url=file://{shared / 'store'}", f"run.output_dir={shared / 'out'}", "run.name=submitted", "run.steps=2"]
+        result = subprocess.run([*ray, *job, *overrides], env=env, capture_output=True, text=True, timeout=TIME_LIMIT_S)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert "final" in result.stdout
+        assert [m["step"] for m in manifests(shared / "store", "submitted")][-1] == 2
+    finally:
+        head.terminate()
+        try:
+            head.wait(20)
+        except subprocess.TimeoutExpired:
+            head.kill()
+
+
+def _wait_for_dashboard(port: int) -> None:
+    import socket
+
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.5)
+    raise AssertionError("the Ray head did not start")
