@@ -12,6 +12,8 @@ from pathlib import Path
 from next_ray.config import Config
 from next_ray.errors import LeaseError, NextRayError
 from next_ray.settings import load_config
+from next_ray.store.checkpoints import CheckpointStore
+from next_ray.store.lease import Lease
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -66,14 +68,13 @@ async def execute(config: Config) -> None:
     from next_ray.models.resolve import prepare_model
     from next_ray.progress import Progress, Schedule, resumed
     from next_ray.report.report import Report, Reporters
-    from next_ray.store.checkpoints import CheckpointStore
 
     output = Path(config.run.output_dir).expanduser() / config.run.name
     async with AsyncExitStack() as stack:
         report = stack.enter_context(Report(config, output))
         store = CheckpointStore(config.store.url, config.run.name, config.store.endpoint_url)
         await asyncio.to_thread(store.check_access)
-        await stack.enter_async_context(_held_lease(store, config.store.lease_s))
+        lease = await stack.enter_async_context(_held_lease(store, config.store.lease_s))
         splits, load_report = load_splits(config)
         report.say(load_report)
 
@@ -89,7 +90,7 @@ async def execute(config: Config) -> None:
         latest = await asyncio.to_thread(store.latest)
         progress = resumed(latest, Schedule(config.extrapolation, config.run.steps)) if latest else Progress()
         report.resume(progress.step, store.read_table("metrics", progress.step) if latest else [])
-        launched = await stack.enter_async_context(launch(config, cluster, model, store, latest.id if latest else None, report.say))
+        launched = await stack.enter_async_context(launch(config, cluster, model, store, latest.id if latest else None, lease.token, report.say))
         report.phase("probing")
         report.probe(await probe(launched, splits.gate[:4], config))
 
@@ -104,11 +105,9 @@ async def execute(config: Config) -> None:
 
 
 @asynccontextmanager
-async def _held_lease(store: object, lease_s: float) -> AsyncIterator[None]:
+async def _held_lease(store: CheckpointStore, lease_s: float) -> AsyncIterator[Lease]:
     """Hold the run's lease and renew it in the background; losing it ends the run."""
-    from next_ray.store.lease import Lease
-
-    lease = Lease(store.storage, store.run, lease_s)  # type: ignore[attr-defined]
+    lease = Lease(store.storage, store.run, lease_s)
     await asyncio.to_thread(lease.acquire)
     owner = asyncio.current_task()
     lost: list[LeaseError] = []
@@ -126,7 +125,7 @@ async def _held_lease(store: object, lease_s: float) -> AsyncIterator[None]:
 
     renewal = asyncio.create_task(renew())
     try:
-        yield
+        yield lease
     except asyncio.CancelledError:
         if lost:
             raise lost[0] from None

@@ -16,12 +16,12 @@ from next_ray.types import Adapter, CheckpointKind, LearnerState, LoraFactors, R
 class ArchiveActor:
     """Holds one `CheckpointStore`."""
 
-    def __init__(self, store: CheckpointStore, base_fingerprint: str, keep: int | None) -> None:
-        self._store, self._fingerprint, self._keep = store, base_fingerprint, keep
+    def __init__(self, store: CheckpointStore, base_fingerprint: str, keep: int | None, lease_token: str | None) -> None:
+        self._store, self._fingerprint, self._keep, self._token = store, base_fingerprint, keep, lease_token
 
     def commit(self, step: int, kind: CheckpointKind, state: LearnerState, parents: Sequence[str], progress: Mapping[str, Any], keep: Sequence[str]) -> str:
         """Write a checkpoint, manifest last, then let go of those that nothing needs any more."""
-        manifest = self._store.commit(step, kind, state, tuple(parents), self._fingerprint, dict(progress))
+        manifest = self._store.commit(step, kind, state, tuple(parents), self._fingerprint, dict(progress), self._token)
         if self._keep is not None:
             self._store.retain(self._keep, {*keep, *parents, manifest.id})
         return manifest.id
@@ -40,7 +40,7 @@ class ArchiveActor:
 
     def record(self, name: str, content: Mapping[str, Any]) -> None:
         """Keep a small JSON record."""
-        self._store.put_json(f"records/{name}.json", dict(content))
+        self._store.put_json(name, dict(content))
 
 
 @dataclass

@@ -85,13 +85,14 @@ async def launch(
     model: PreparedModel,
     store: CheckpointStore,
     resume_from: str | None,
+    lease_token: str | None,
     say: Callable[[str], None],
 ) -> AsyncIterator[Launched]:
     """Start every actor; the learner continues checkpoint `resume_from` when there is one."""
     groups: list[PlacementGroup] = []
     actors: list[Any] = []
     try:
-        yield await _start(config, cluster, model, store, resume_from, say, groups, actors)
+        yield await _start(config, cluster, model, store, resume_from, lease_token, say, groups, actors)
     finally:
         for actor in actors:
             ray.kill(actor)
@@ -105,12 +106,13 @@ async def _start(
     model: PreparedModel,
     store: CheckpointStore,
     resume_from: str | None,
+    lease_token: str | None,
     say: Callable[[str], None],
     groups: list[PlacementGroup],
     actors: list[Any],
 ) -> Launched:
     device = cluster.device
-    archive = RayArchive(_light(ArchiveRemote, device).remote(store, model.fingerprint, config.store.keep_checkpoints))
+    archive = RayArchive(_light(ArchiveRemote, device).remote(store, model.fingerprint, config.store.keep_checkpoints, lease_token))
     actors.append(archive.actor)
     state: Ref[LearnerState] | None = await archive.state(resume_from) if resume_from else None
     gang, *engine_groups = await _places(config, device, say, groups)

@@ -1,0 +1,166 @@
+"""Problems from arithmetic, reasoning-gym or files, as prompts with reference answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from next_ray.config import ArithmeticSource, FileSource, ReasoningGymSource
+from next_ray.data.files import load_file
+from next_ray.data.prompts import prompt_text, user_prompt
+from next_ray.errors import DataError
+from next_ray.types import Prompt
+
+NUM_EXAMPLES = 3
+"""Conflicting answers a report quotes."""
+TEXT_LENGTH = 80
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of a source's rows. `conflicts` counts the duplicates whose answer differs from the one that was kept."""
+
+    origin: str
+    rows: int
+    prompts: int
+    duplicates: int
+    conflicts: int
+    examples: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        line = f"{self.origin}: {self.prompts} prompts from {self.rows} rows"
+        if self.duplicates:
+            line += f", {self.duplicates} duplicates dropped"
+        if self.conflicts:
+            line += f", {self.conflicts} of them with another answer (the first was kept): " + "; ".join(self.examples)
+        return line
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Distinct prompts in the source's order, and how they came about."""
+
+    prompts: list[Prompt]
+    report: LoadReport
+
+
+def load_problems(
+    source: ArithmeticSource | ReasoningGymSource | FileSource,
+    seed: int,
+    verifier: str = "auto",
+    storage_options: Mapping[str, Any] | None = None,
+) -> Loaded:
+    """All distinct problems of a source.
+
+    Args:
+        source: what to load.
+        seed: decides what procedural sources draw, and the order of multiple-choice options; the same seed gives the same prompts.
+        verifier: `reward.verifier` of the config; `auto` picks what suits the source.
+        storage_options: passed to fsspec for files, for example `{"endpoint_url": ...}` on S3.
+
+    Raises:
+        DataError: the source is missing, empty or malformed, or asks for what does not exist.
+    """
+    match source:
+        case ArithmeticSource():
+            return _distinct("arithmetic", _arithmetic(source, seed, _plain_verifier(verifier, "exact", "arithmetic")))
+        case ReasoningGymSource():
+            return _distinct(f"reasoning-gym {source.task}", _reasoning_gym(source, seed, verifier))
+        case FileSource():
+            kind = _plain_verifier(verifier, "math", source.path)
+            loaded = _distinct(source.path, load_file(source, kind, seed, storage_options or {}))
+            if not loaded.prompts:
+                raise DataError(f"{source.path}: the file holds no problem. One JSON object (or parquet row) per problem is expected.")
+            return loaded
+
+
+def _plain_verifier(verifier: str, automatic: str, origin: str) -> str:
+    if verifier == "reasoning-gym":
+        raise DataError(
+            f"{origin}: reward.verifier=reasoning-gym judges only what reasoning-gym generated in this run, because its scorers "
+            "evaluate the reference entry. Set reward.verifier to auto, exact or math."
+        )
+    return automatic if verifier == "auto" else verifier
+
+
+def _distinct(origin: str, prompts: Iterable[Prompt]) -> Loaded:
+    """Drop repeated texts; the first stays. Answers are compared stripped."""
+    kept: dict[str, Prompt] = {}
+    rows = conflicts = 0
+    examples: list[str] = []
+    for prompt in prompts:
+        rows += 1
+        text = prompt_text(prompt.messages)
+        first = kept.setdefault(text, prompt)
+        if first is not prompt and first.answer.strip() != prompt.answer.strip():
+            conflicts += 1
+            if len(examples) < NUM_EXAMPLES:
+                examples.append(f"{text[:TEXT_LENGTH]!r}: {first.answer[:TEXT_LENGTH]!r} and {prompt.answer[:TEXT_LENGTH]!r}")
+    report = LoadReport(origin, rows, len(kept), rows - len(kept), conflicts, tuple(examples))
+    return Loaded(list(kept.values()), report)
+
+
+def _arithmetic(source: ArithmeticSource, seed: int, verifier: str) -> Iterable[Prompt]:
+    """Distinct problems, uniform over operands 0..10^digits - 1 and operations, without replacement."""
+    operations = sorted(set(source.operations))
+    operands = 10**source.digits
+    available = operands * operands * len(operations)
+    if source.size > available:
+        raise DataError(
+            f"data.train.size={source.size}: only {operands} x {operands} x {len(operations)} operation(s) = {available} distinct "
+            f"problems exist with digits={source.digits}. Lower size or raise digits."
+        )
+    # A text seed is hashed with sha512 by the standard library, so neighbouring seeds draw unrelated problems.
+    for index in random.Random(f"arithmetic {seed}").sample(range(available), source.size):
+        pair, which = divmod(index, len(operations))
+        a, b = divmod(pair, operands)
+        value = a + b if operations[which] == "+" else a - b
+        yield user_prompt(f"{a}{operations[which]}{b}=", str(value), verifier)
+
+
+def _reasoning_gym(source: ReasoningGymSource, seed: int, verifier: str) -> Iterable[Prompt]:
+    """Items of `create_dataset(task, size=size, seed=seed, **options)`; metadata holds what the task's scorer needs."""
+    import reasoning_gym
+
+    _check_gym_options(source)
+    try:
+        dataset = reasoning_gym.create_dataset(source.task, size=source.size, seed=seed, **source.options)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise DataError(f"reasoning-gym {source.task}: options {source.options} are refused: {error}. Mend data.train.options.") from error
+    kind = f"reasoning-gym:{source.task}" if verifier in ("auto", "reasoning-gym") else verifier
+    for index in range(source.size):
+        entry = dataset[index]
+        try:
+            facts = json.loads(json.dumps(entry["metadata"]))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"reasoning-gym {source.task}: item {index} is not JSON ({error}); choose another task.") from error
+        answer = entry["answer"]
+        scored = kind.startswith("reasoning-gym:")
+        metadata = {"options": dict(source.options), "answer": answer, "metadata": facts} if scored else {}
+        yield user_prompt(entry["question"], "" if answer is None else str(answer), kind, metadata)
+
+
+def _check_gym_options(source: ReasoningGymSource) -> None:
+    from reasoning_gym.factory import DATASETS
+
+    tasks = [name for name in DATASETS if name != "composite"]
+    if source.task not in tasks:
+        raise DataError(f"reasoning-gym has no task {source.task!r}{_nearest(source.task, tasks)} (data.train.task).")
+    fixed = ("size", "seed")
+    known = [field.name for field in dataclasses.fields(DATASETS[source.task][1]) if field.name not in fixed]
+    for option in source.options:
+        if option in fixed:
+            where = "data.train.size" if option == "size" else "run.seed"
+            raise DataError(f"reasoning-gym {source.task}: {option!r} is not an option; set {where}.")
+        if option not in known:
+            raise DataError(f"reasoning-gym {source.task} has no option {option!r}{_nearest(option, known)} (data.train.options).")
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(sorted(known))}"

@@ -1,0 +1,81 @@
+"""Prompts as the token ids a model reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from next_ray.config import DataSection
+from next_ray.errors import ConfigError, DataError
+from next_ray.types import Prompt
+
+PLACEHOLDER = "{prompt}"
+
+
+class Fit(NamedTuple):
+    """Prompts that are short enough, and how many were not."""
+
+    kept: list[Prompt]
+    dropped: int
+
+
+class PromptEncoder:
+    """Applies system prompt, template and, for chat models, the tokenizer's chat template with the generation prompt.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        config: `system_prompt` replaces a system message of the data; `template` wraps the last user message.
+
+    Raises:
+        ConfigError: the template has no `{prompt}`, or `data.chat=true` without a chat template.
+    """
+
+    def __init__(self, tokenizer: Any, config: DataSection) -> None:
+        if PLACEHOLDER not in config.template:
+            raise ConfigError(f"data.template={config.template!r} has no {PLACEHOLDER}, so every prompt would read the same. Add it.")
+        has_template = bool(getattr(tokenizer, "chat_template", None))
+        if config.chat and not has_template:
+            raise ConfigError("data.chat=true, but the tokenizer has no chat template. Set data.chat=false, or use a chat model.")
+        self._tokenizer = tokenizer
+        self._config = config
+        self._chat = has_template if config.chat is None else config.chat
+        # Some tokenizers close every text with an end token; a completion cannot go on from there.
+        special = [] if self._chat else list(tokenizer("")["input_ids"])
+        self._drop_end = special[-1:] == [tokenizer.eos_token_id] and (len(special) > 1 or tokenizer.bos_token_id != tokenizer.eos_token_id)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of one prompt."""
+        return self._tokenize([self.render(prompt)])[0]
+
+    def render(self, prompt: Prompt) -> str:
+        """The text that is tokenized. Plain text is the contents joined by blank lines, without roles."""
+        messages = self._with_config(prompt.messages)
+        if not self._chat:
+            return "\n\n".join(message["content"] for message in messages)
+        return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def fits(self, prompts: Sequence[Prompt], max_tokens: int) -> Fit:
+        """Leave out prompts of more than `max_tokens` tokens; raises `DataError` when none is left."""
+        lengths = [len(ids) for ids in self._tokenize([self.render(prompt) for prompt in prompts])]
+        kept = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= max_tokens]
+        if prompts and not kept:
+            raise DataError(
+                f"none of {len(prompts)} prompts fits data.max_prompt_tokens={max_tokens}; the shortest has {min(lengths)}. Raise it."
+            )
+        return Fit(kept, len(prompts) - len(kept))
+
+    def _with_config(self, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+        result = [dict(message) for message in messages]
+        if self._config.system_prompt is not None:
+            result = [message for message in result if message["role"] != "system"]
+            result.insert(0, {"role": "system", "content": self._config.system_prompt})
+        # replace, not format: problems are full of braces
+        result[-1]["content"] = self._config.template.replace(PLACEHOLDER, result[-1]["content"])
+        return result
+
+    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """A chat template writes its special tokens itself; plain text gets the tokenizer's own (a `<bos>`, say), but no end token."""
+        if not texts:
+            return []
+        rows = self._tokenizer(list(texts), add_special_tokens=not self._chat)["input_ids"]
+        return [list(row[:-1] if self._drop_end and row else row) for row in rows]

@@ -1,0 +1,202 @@
+"""What a configuration amounts to: batch sizes, schedule, placement and memory, as numbers.
+
+Level 1: pure. All memory figures are estimates from shapes; what each includes is said where it is computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from next_ray.config import Config
+from next_ray.model_facts import ModelFacts
+from next_ray.progress import Progress, Schedule
+
+_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Slot sizes vLLM accepts as `max_lora_rank`."""
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+    """Sizes of one RL step; token counts and micro batches are upper bounds (every sequence of full length)."""
+
+    completions_per_step: int
+    max_tokens_per_step: int
+    max_response_tokens_per_step: int
+    optimizer_steps_per_step: int
+    optimizer_steps_in_all: int
+    completions_per_mini_batch: int
+    sequences_per_micro_batch: int
+    max_micro_batches_per_rank: int
+
+
+@dataclass(frozen=True)
+class RunSchedule:
+    """Steps of checkpoints and of attempted jumps, and what one gate costs."""
+
+    checkpoint_steps: tuple[int, ...]
+    jump_steps: tuple[int, ...]
+    first_jump_step: int
+    num_candidates: int
+    gate_completions: int
+    evaluation_completions: int
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One kind of actor: how many, what each bundle of its placement group asks for, and the labels its node needs."""
+
+    actor: str
+    count: int
+    bundles_each: int
+    bundle: str
+    labels: str
+    num_cpus: float
+    num_gpus: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """One line of a memory estimate of one device, in bytes."""
+
+    part: str
+    num_bytes: float
+
+
+def batch_sizes(config: Config) -> BatchSizes:
+    """Derive the sizes of one RL step."""
+    rollout, learner = config.rollout, config.learner
+    sequence = config.data.max_prompt_tokens + rollout.max_response_tokens
+    completions = rollout.prompts_per_step * rollout.samples_per_prompt
+    mini_prompts = learner.mini_batch_prompts or rollout.prompts_per_step
+    optimizer_steps = rollout.prompts_per_step // mini_prompts
+    per_mini = mini_prompts * rollout.samples_per_prompt
+    per_micro = learner.micro_batch_tokens // sequence
+    return BatchSizes(
+        completions_per_step=completions,
+        max_tokens_per_step=completions * sequence,
+        max_response_tokens_per_step=completions * rollout.max_response_tokens,
+        optimizer_steps_per_step=optimizer_steps,
+        optimizer_steps_in_all=optimizer_steps * config.run.steps,
+        completions_per_mini_batch=per_mini,
+        sequences_per_micro_batch=per_micro,
+        max_micro_batches_per_rank=ceil(ceil(per_mini / learner.ranks) / per_micro),
+    )
+
+
+def run_schedule(config: Config) -> RunSchedule:
+    """Derive at which steps checkpoints are taken and jumps are tried, as if every gate refused (a jump starts the count anew)."""
+    plan, steps = config.extrapolation, config.run.steps
+    due = Schedule(plan, steps)
+    candidates = len(plan.methods) * len(plan.alphas)
+    paired = plan.gate.kind == "paired"
+    return RunSchedule(
+        checkpoint_steps=tuple(step for step in range(1, steps + 1) if due.checkpoint_due(step, 0)),
+        jump_steps=tuple(step for step in range(1, steps + 1) if due.attempt_due(Progress(step=step))),
+        first_jump_step=plan.interval_steps * plan.checkpoints,
+        num_candidates=candidates,
+        gate_completions=(1 + candidates) * config.data.gate_prompts * plan.gate.samples if paired else 0,
+        evaluation_completions=config.data.test_prompts * config.evaluation.samples,
+    )
+
+
+def placement(config: Config, *, on_gpu: bool) -> tuple[Placed, ...]:
+    """What the run asks of the cluster, actor by actor."""
+
+    def labels(wanted: dict[str, str]) -> str:
+        return ", ".join(f"{k}={v}" for k, v in sorted(wanted.items())) or "any"
+
+    def bundle(threads: int) -> tuple[str, float, float]:
+        return ("1 GPU, 1 CPU", 1.0, 1.0) if on_gpu else (f"{threads} CPU", float(threads), 0.0)
+
+    rollout, learner, cluster = config.rollout, config.learner, config.cluster
+    engine, engine_cpus, engine_gpus = bundle(rollout.threads)
+    rank, rank_cpus, rank_gpus = bundle(learner.threads)
+    spans, workers = rollout.tensor_parallel_size, config.extrapolation.delta_workers
+    rows = [
+        Placed(
+            "rollout engine",
+            rollout.engines,
+            spans,
+            engine,
+            labels(cluster.engine_labels),
+            engine_cpus * spans * rollout.engines,
+            engine_gpus * spans * rollout.engines,
+        ),
+        Placed(
+            "learner rank (one gang)",
+            learner.ranks,
+            1,
+            rank,
+            labels(cluster.learner_labels),
+            rank_cpus * learner.ranks,
+            rank_gpus * learner.ranks,
+        ),
+        Placed("verifier process", config.reward.workers, 1, "no reservation", "any", 0.0, 0.0),
+    ]
+    if config.extrapolation.enabled:
+        rows.append(Placed("delta worker", workers, 1, "no reservation", "any", 0.0, 0.0))
+        rows.append(Placed("predictor", 1, 1, "no reservation", "any", 0.0, 0.0))
+    return tuple(rows)
+
+
+def engine_memory(config: Config, facts: ModelFacts, *, on_gpu: bool) -> tuple[Memory, ...]:
+    """Memory of one device of a rollout engine: its share of weights, adapter slots and key-value cache.
+
+    On CPU the cache is the configured size; on GPU vLLM takes all that `gpu_memory_utilization` leaves, so the least it needs is
+    given: one full sequence. Workspace and CUDA graphs are not included.
+    """
+    rollout, width = config.rollout, _BYTES[config.rollout.dtype]
+    spans = rollout.tensor_parallel_size
+    adapters = 1 + (run_schedule(config).num_candidates if config.extrapolation.enabled else 0)
+    slot = facts.lora_parameters(lora_slot_rank(config), config.learner.lora.target_modules) * width
+    if on_gpu:
+        sequence = config.data.max_prompt_tokens + rollout.max_response_tokens
+        cache = Memory(f"key-value cache of one full sequence ({sequence:,} tokens)", sequence * kv_bytes_per_token(facts, width) / spans)
+    else:
+        cache = Memory("key-value cache (rollout.kv_cache_gib)", rollout.kv_cache_gib * 2**30)
+    return (
+        Memory("weights", facts.num_parameters * width / spans),
+        Memory(f"{adapters} adapter slots of rank {lora_slot_rank(config)}", adapters * slot / spans),
+        cache,
+    )
+
+
+def lora_slot_rank(config: Config) -> int:
+    """The smallest `max_lora_rank` that holds a candidate: rank + 1 with extrapolation, else the trained rank."""
+    wanted = config.learner.lora.rank + (1 if config.extrapolation.enabled else 0)
+    return next((rank for rank in _LORA_RANKS if rank >= wanted), _LORA_RANKS[-1])
+
+
+def kv_bytes_per_token(facts: ModelFacts, width: int) -> int:
+    """Keys and values of one token over all layers, in bytes."""
+    return 2 * facts.num_layers * facts.kv_size * width
+
+
+def learner_memory(config: Config, facts: ModelFacts) -> tuple[Memory, ...]:
+    """Memory of one learner rank; ZeRO 1 divides masters and moments by the ranks, 2 gradients too, 3 weights too."""
+    learner, width = config.learner, _BYTES[config.learner.dtype]
+    adapter = facts.lora_parameters(learner.lora.rank, learner.lora.target_modules)
+    shares = [learner.ranks if learner.zero_stage >= stage else 1 for stage in (1, 2, 3)]
+    return (
+        Memory("base weights, frozen", facts.num_parameters * width / shares[2]),
+        Memory("adapter", adapter * width / shares[2]),
+        Memory("adapter gradients, float32", adapter * 4 / shares[1]),
+        Memory("adapter masters and Adam moments, float32", adapter * 12 / shares[0]),
+        Memory("activations of a full micro batch", learner.micro_batch_tokens * activation_bytes_per_token(config, facts)),
+        Memory("logits and their gradient", learner.micro_batch_tokens * facts.vocab_size * (width + 2 * 4)),
+    )
+
+
+def activation_bytes_per_token(config: Config, facts: ModelFacts) -> float:
+    """Bytes kept for the backward pass, per token, without attention matrices (fused attention).
+
+    A layer keeps two norms (input and output, one of them in float32), queries, keys, values, the attention's output, the inputs of
+    each adapter and the four inner tensors of a gated MLP. With gradient checkpointing: every layer's input, and one whole layer.
+    """
+    width, rank = _BYTES[config.learner.dtype], config.learner.lora.rank
+    per_layer = facts.hidden_size * (8 * width + 2 * 4) + (3 * facts.kv_size + 4 * facts.intermediate_size) * width + 7 * rank * width
+    if config.learner.gradient_checkpointing:
+        return facts.num_layers * facts.hidden_size * width + per_layer
+    return facts.num_layers * per_layer

@@ -1,0 +1,331 @@
+"""One rank of the learner gang: policy-gradient updates of a LoRA adapter on DeepSpeed. Plain Python, no Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from next_ray.config import AlgorithmSection, LearnerSection
+from next_ray.errors import ConfigError
+from next_ray.learn.batches import TrainingBatch, token_batch, training_batch
+from next_ray.learn.engine import join_process_group, leave_process_group, quiet, start_engine
+from next_ray.learn.losses import clipped_surrogate, kl_penalty, token_weights
+from next_ray.learn.masters import Masters, open_masters
+from next_ray.learn.meter import Meter
+from next_ray.learn.packing import require_version
+from next_ray.learn.policy import initial_weights, load_policy, lora_parameters
+from next_ray.learn.schedule import Rewarm, learning_rate
+from next_ray.types import Adapter, Group, LearnerState, LoraFactors, MicroBatch, MiniBatch, UpdatePlan
+
+
+@dataclass(frozen=True)
+class LearnerSpec:
+    """What a rank needs to start; all ranks get the same but for `rank`. `model_path` is a local folder."""
+
+    model_path: str
+    learner: LearnerSection
+    algorithm: AlgorithmSection
+    temperature: float
+    seed: int
+    rank: int
+    world_size: int
+    master_addr: str
+    master_port: int
+    total_optimizer_steps: int
+    device: Literal["cpu", "gpu"]
+    deterministic: bool
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands. `position` counts mini batches seen (the schedule's clock), `optimizer_steps` those applied."""
+
+    position: int = 0
+    optimizer_steps: int = 0
+    skipped_zero: int = 0
+    skipped_nonfinite: int = 0
+    rewarm_start: int = 0
+    rewarm_steps: int = 0
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One micro batch ready to run: its data, weights [N] of its tokens and old log-probs [N] (None: the current ones)."""
+
+    batch: TrainingBatch
+    weights: Tensor
+    old: Tensor | None
+
+
+class DeepSpeedLearner:
+    """A rank of the gang. Construction, and every method unless it says otherwise, is collective: all ranks must call it."""
+
+    def __init__(self, spec: LearnerSpec) -> None:
+        """Join the gang, load the model and start at a fresh adapter; raises `ModelError`, `ConfigError`."""
+        self.spec = spec
+        self.progress = Progress()
+        self._engine: Any = None
+        self._device = torch.device("cpu" if spec.device == "cpu" else "cuda:0")
+        self._set_up_torch()
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _set_up_torch(self) -> None:
+        if self.spec.device == "cpu":
+            torch.set_num_threads(self.spec.learner.threads)
+        if self.spec.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        torch.manual_seed(self.spec.seed)
+
+    def _start(self) -> None:
+        spec, cfg = self.spec, self.spec.learner
+        join_process_group(spec.rank, spec.world_size, spec.master_addr, spec.master_port, spec.device)
+        dtype = torch.bfloat16 if cfg.dtype == "bfloat16" else torch.float32
+        with quiet():
+            self._policy = load_policy(
+                spec.model_path, cfg.lora, dtype, spec.temperature, cfg.gradient_checkpointing, spec.trust_remote_code
+            )
+            parameters = lora_parameters(self._policy)
+            shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+            self._engine = start_engine(self._policy, cfg)
+        self._shapes = shapes
+        self._masters: Masters = open_masters(self._engine, parameters, cfg.zero_stage)
+        self._masters.write_weights(initial_weights(shapes, spec.seed))
+
+    def __enter__(self) -> DeepSpeedLearner:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the engine and leave the process group. Idempotent, not collective."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.destroy()
+        leave_process_group()
+
+    # Update ---------------------------------------------------------------------------------------------------------------
+
+    def update(self, plan: UpdatePlan, shards: Sequence[Sequence[Group]]) -> dict[str, float]:
+        """Run this rank's part of all mini batches; `shards` are the plan's shards, resolved.
+
+        Raises `StaleCompletionError`, before anything is computed, when any completion carries another version than the
+        plan's. A mini batch without any signal (all advantages 0, no KL term) and one with a gradient that is not finite are
+        skipped on all ranks alike and counted. With one mini batch the old log-probabilities are the current ones; with
+        several they are computed before the first step. Returns the metrics, equal on all ranks.
+        """
+        self._check(plan, shards)
+        meter, norms, lr = Meter(self._device), [], 0.0
+        before = self.progress
+        prepared = self._prepare(plan, shards)
+        for steps in prepared:
+            if steps is None:
+                self._advance(skipped_zero=1)
+                continue
+            lr = self._learning_rate()
+            for step in steps:
+                self._backward(step, meter)
+            norm = self._optimizer_step(lr)
+            if norm is None:
+                self._advance(skipped_nonfinite=1)
+            else:
+                norms.append(norm)
+                self._advance(optimizer_steps=1)
+        metrics = meter.result(sum(steps is not None for steps in prepared))
+        now = self.progress
+        return metrics | {
+            "grad_norm": sum(norms) / max(1, len(norms)),
+            "lr": lr,
+            "tokens": float(sum(mini.num_tokens for mini in plan.mini_batches)),
+            "optimizer_steps": float(now.optimizer_steps - before.optimizer_steps),
+            "skipped_zero": float(now.skipped_zero - before.skipped_zero),
+            "skipped_nonfinite": float(now.skipped_nonfinite - before.skipped_nonfinite),
+        }
+
+    def _check(self, plan: UpdatePlan, shards: Sequence[Sequence[Group]]) -> None:
+        for s, groups in enumerate(shards):
+            for g, group in enumerate(groups):
+                for i, completion in enumerate(group.completions):
+                    require_version(completion.version, plan.expected_version, f"Completion {i} of group {g} in shard {s}")
+        for mini in plan.mini_batches:
+            if len(mini.per_rank) != self.spec.world_size:
+                raise ValueError(f"the plan is for {len(mini.per_rank)} ranks, the gang has {self.spec.world_size}")
+
+    def _prepare(self, plan: UpdatePlan, shards: Sequence[Sequence[Group]]) -> list[list[_Step] | None]:
+        """The micro batches of each mini batch, None for one without signal; old log-probs for all but the first step."""
+        kl_on = self.spec.algorithm.kl_coef > 0
+        prepared: list[list[_Step] | None] = []
+        is_first = True
+        for mini in plan.mini_batches:
+            if not _has_signal(mini, kl_on):
+                prepared.append(None)
+                continue
+            steps = [self._step_of(micro, mini, shards) for micro in mini.per_rank[self.spec.rank]]
+            if not is_first:
+                steps = [replace(step, old=self._evaluate(step.batch)) for step in steps]
+            is_first = False
+            prepared.append(steps)
+        return prepared
+
+    def _step_of(self, micro: MicroBatch, mini: MiniBatch, shards: Sequence[Sequence[Group]]) -> _Step:
+        batch = training_batch(micro, shards, self._device)
+        weights = token_weights(batch.tokens.lengths, self.spec.algorithm.aggregation, mini.num_sequences, mini.num_tokens)
+        return _Step(batch=batch, weights=torch.zeros_like(weights) if batch.is_empty else weights, old=None)
+
+    @torch.no_grad()
+    def _evaluate(self, batch: TrainingBatch) -> Tensor:
+        tokens = batch.tokens
+        return self._engine.module(tokens.input_ids, tokens.select, tokens.targets)[0]
+
+    def _backward(self, step: _Step, meter: Meter) -> None:
+        cfg, batch, tokens = self.spec.algorithm, step.batch, step.batch.tokens
+        reference = None
+        if cfg.kl_coef > 0:
+            with self._policy.base_model():
+                reference = self._evaluate(batch)
+        logprobs, entropy = self._engine(tokens.input_ids, tokens.select, tokens.targets)
+        old = logprobs.detach() if step.old is None else step.old
+        surrogate = clipped_surrogate(logprobs, old, batch.advantages, cfg.clip_low, cfg.clip_high)
+        per_token, kl = surrogate.loss, None
+        if reference is not None:
+            kl = kl_penalty(logprobs, reference, cfg.kl_estimator)
+            per_token = per_token + cfg.kl_coef * kl
+        loss = (step.weights * per_token).sum()
+        meter.add(batch, loss, surrogate, entropy, kl, old)
+        # DeepSpeed averages gradients over ranks; the denominators are global already, so the sum is wanted.
+        self._engine.backward(loss * self.spec.world_size)
+
+    def _learning_rate(self) -> float:
+        rewarm = Rewarm(self.progress.rewarm_start, self.progress.rewarm_steps)
+        return learning_rate(self.progress.position, self.spec.total_optimizer_steps, self.spec.learner, rewarm)
+
+    def _optimizer_step(self, lr: float) -> float | None:
+        """Apply the gradient; its global norm before clipping, or None when it was not finite and the step was skipped."""
+        for group in self._engine.basic_optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else None
+
+    def _advance(self, **counts: int) -> None:
+        """Move the schedule's clock by one mini batch and add to the counters."""
+        added = {name: getattr(self.progress, name) + count for name, count in counts.items()}
+        self.progress = replace(self.progress, position=self.progress.position + 1, **added)
+
+    # State ----------------------------------------------------------------------------------------------------------------
+
+    def adapter(self) -> dict[str, LoraFactors]:
+        """The float32 master weights as an adapter, on every rank."""
+        return self._as_adapter(self._masters.weights())
+
+    def snapshot(self) -> LearnerState:
+        """Everything that `restore` needs, unpartitioned, on every rank."""
+        moments = {name: value.numpy() for name, value in self._masters.moments().items()}
+        scalars = {name: float(value) for name, value in vars(self.progress).items()}
+        return LearnerState(adapter=self.adapter(), moments=moments, scalars=scalars | {"adam_step": float(self._masters.adam_step())})
+
+    def restore(self, state: LearnerState) -> None:
+        """Go on exactly where `snapshot` was taken, on any number of ranks and at any ZeRO stage.
+
+        Raises `ConfigError` when the state's adapter does not fit the configured one.
+        """
+        weights = self._weights_of(state.adapter)
+        missing = [f"{n}.{k}" for n in self._shapes for k in ("exp_avg", "exp_avg_sq") if f"{n}.{k}" not in state.moments]
+        if missing:
+            raise ConfigError(f"The learner state lacks the optimizer moment {missing[0]!r}; it was not written by this learner.")
+        moments = {name: torch.from_numpy(np.array(value, dtype=np.float32)) for name, value in state.moments.items()}
+        self._masters.write_weights(weights)
+        self._masters.write_moments(moments, int(state.scalars["adam_step"]))
+        self.progress = Progress(**{name: int(state.scalars[name]) for name in vars(Progress())})
+
+    def adopt(self, adapter: Adapter, moments: Literal["reset", "keep"], warmup_steps: int) -> dict[str, float]:
+        """Go on from another adapter: bring it to the trained rank, load it, and warm the learning rate up again.
+
+        Adam's moments are zeroed or kept as they are. Returns `truncation_error`, the relative Frobenius error of the
+        recompression.
+        """
+        from next_ray.extrapolate.recompress import recompress
+
+        recompressed = recompress(adapter, self.spec.learner.lora.rank, self.adapter())
+        self._masters.write_weights(self._weights_of(recompressed.adapter))
+        if moments == "reset":
+            self._masters.write_moments(None, 0)
+        self.progress = replace(self.progress, rewarm_start=self.progress.position, rewarm_steps=warmup_steps)
+        return {"truncation_error": recompressed.truncation_error}
+
+    @property
+    def _scale(self) -> float:
+        lora = self.spec.learner.lora
+        return lora.alpha / lora.rank
+
+    def _as_adapter(self, weights: dict[str, Tensor]) -> dict[str, LoraFactors]:
+        modules = sorted(name.removesuffix(".lora_A") for name in weights if name.endswith(".lora_A"))
+        return {m: LoraFactors(weights[f"{m}.lora_A"].numpy(), weights[f"{m}.lora_B"].numpy(), self._scale) for m in modules}
+
+    def _weights_of(self, adapter: Adapter) -> dict[str, Tensor]:
+        """An adapter of the trained rank as master weights; another scale goes into B."""
+        weights: dict[str, Tensor] = {}
+        for module, factors in adapter.items():
+            b = factors.b if factors.scale == self._scale else factors.b * np.float32(factors.scale / self._scale)
+            weights[f"{module}.lora_A"] = torch.from_numpy(np.array(factors.a, dtype=np.float32))
+            weights[f"{module}.lora_B"] = torch.from_numpy(np.array(b, dtype=np.float32))
+        for name in sorted(set(self._shapes) | set(weights)):
+            have = tuple(weights[name].shape) if name in weights else None
+            if have != self._shapes.get(name):
+                raise ConfigError(
+                    f"The adapter's {name} has shape {have}, the learner's {self._shapes.get(name)}: model, learner.lora.rank and "
+                    "learner.lora.target_modules must be those the adapter was trained with."
+                )
+        return weights
+
+    # Log-probabilities ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def logprobs(
+        self,
+        prompts: Sequence[np.ndarray],
+        completions: Sequence[np.ndarray],
+        adapter: Adapter | None = None,
+        batch_tokens: int | None = None,
+    ) -> list[np.ndarray]:
+        """Log-probabilities float32 [T] of each completion after its prompt (token ids), temperature applied as in training.
+
+        With `adapter` (any rank) under that one instead of the trained one, which is not touched. Batches hold
+        `batch_tokens` padded tokens (None: those of training). Every rank computes everything and returns it.
+        """
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]) - len(completions[i]))
+        budget = batch_tokens or self.spec.learner.micro_batch_tokens
+        results: list[np.ndarray] = [np.zeros(0, np.float32)] * len(prompts)
+        if adapter is None:
+            self._fill(order, prompts, completions, budget, results)
+        else:
+            with self._policy.other_adapter(adapter):
+                self._fill(order, prompts, completions, budget, results)
+        return results
+
+    def _fill(self, order: list[int], prompts: Any, completions: Any, budget: int, results: list[np.ndarray]) -> None:
+        start = 0
+        while start < len(order):
+            longest = len(prompts[order[start]]) + len(completions[order[start]])
+            chunk = order[start : start + max(1, budget // max(1, longest))]
+            start += len(chunk)
+            tokens = token_batch([prompts[i] for i in chunk], [completions[i] for i in chunk], self._device)
+            values = self._engine.module(tokens.input_ids, tokens.select, tokens.targets)[0].cpu()
+            for i, part in zip(chunk, values.split(tokens.lengths.tolist()), strict=True):
+                results[i] = part.numpy().copy()
+
+
+def _has_signal(mini: MiniBatch, kl_on: bool) -> bool:
+    return any((kl_on and micro.samples) or any(micro.advantages) for rank in mini.per_rank for micro in rank)

@@ -1,0 +1,115 @@
+"""Who computes what in an update: mini batches, ranks and micro batches, planned from token counts alone. Pure."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from next_ray.errors import StaleCompletionError
+from next_ray.types import MicroBatch, MiniBatch, SampleIndex, Shard, UpdatePlan
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One completion: where it is, its length with the prompt, its own length and its advantage."""
+
+    index: SampleIndex
+    tokens: int
+    completion_tokens: int
+    advantage: float
+
+
+def plan_update(
+    shards: Sequence[Shard],
+    advantages: Sequence[Sequence[float]],
+    expected_version: int,
+    num_ranks: int,
+    prompts_per_mini_batch: int | None,
+    micro_batch_tokens: int,
+    drop_zero_advantage: bool,
+) -> UpdatePlan:
+    """Plan one RL update over all completions of `shards`.
+
+    `advantages` [P][G] follow the groups' order over all shards. Mini batches take `prompts_per_mini_batch` groups in that
+    order (None: all). Within one, samples go to the rank with the fewest tokens, longest first, and then into micro batches
+    whose padded size (longest times count) stays within `micro_batch_tokens`; a longer sample is alone in its micro batch.
+    Every rank gets equally many micro batches, empty ones if need be: ZeRO's collectives need company. With
+    `drop_zero_advantage` samples without advantage are not computed; the denominators count them all the same, so without a
+    KL term the gradient is exact.
+
+    Raises `StaleCompletionError` for a completion of another version, `ValueError` when the shapes do not match.
+    """
+    groups = _items(shards, advantages, expected_version)
+    per_mini = prompts_per_mini_batch or max(1, len(groups))
+    mini_batches = tuple(
+        _mini_batch(groups[start : start + per_mini], num_ranks, micro_batch_tokens, drop_zero_advantage)
+        for start in range(0, len(groups), per_mini)
+    )
+    return UpdatePlan(shards=tuple(shard.groups for shard in shards), expected_version=expected_version, mini_batches=mini_batches)
+
+
+def require_version(version: int, expected: int, where: str) -> None:
+    """Refuse a completion that was sampled from another adapter version than the learner's."""
+    if version != expected:
+        raise StaleCompletionError(
+            f"{where} was sampled from adapter version {version}, but the learner is at version {expected}: its log-probabilities "
+            "would not be those of the policy that is updated. Load the current adapter on every engine before sampling."
+        )
+
+
+def _items(shards: Sequence[Shard], advantages: Sequence[Sequence[float]], expected_version: int) -> list[list[_Item]]:
+    num_groups = sum(len(shard.sizes) for shard in shards)
+    if num_groups != len(advantages):
+        raise ValueError(f"{len(advantages)} groups of advantages for {num_groups} groups of completions")
+    groups: list[list[_Item]] = []
+    for s, shard in enumerate(shards):
+        for g, size in enumerate(shard.sizes):
+            values = advantages[len(groups)]
+            if len(values) != len(size.completion_tokens):
+                raise ValueError(f"group {len(groups)}: {len(values)} advantages for {len(size.completion_tokens)} completions")
+            for i, version in enumerate(size.versions):
+                require_version(version, expected_version, f"completion {i} of group {g} in shard {s}")
+            groups.append(
+                [
+                    _Item(SampleIndex(s, g, i), size.prompt_tokens + tokens, tokens, float(values[i]))
+                    for i, tokens in enumerate(size.completion_tokens)
+                ]
+            )
+    return groups
+
+
+def _mini_batch(groups: Sequence[list[_Item]], num_ranks: int, budget: int, drop_zero: bool) -> MiniBatch:
+    everything = [item for group in groups for item in group]
+    kept = [item for item in everything if item.advantage != 0.0] if drop_zero else everything
+    per_rank = [_micro_batches(items, budget) for items in _spread(kept, num_ranks)]
+    count = max(len(micro) for micro in per_rank)
+    empty = MicroBatch(samples=(), advantages=())
+    return MiniBatch(
+        per_rank=tuple(tuple(micro) + (empty,) * (count - len(micro)) for micro in per_rank),
+        num_sequences=len(everything),
+        num_tokens=sum(item.completion_tokens for item in everything),
+    )
+
+
+def _spread(items: Sequence[_Item], num_ranks: int) -> list[list[_Item]]:
+    """Longest processing time first: each sample to the rank that has the fewest tokens so far; longest first in each rank."""
+    ranks: list[list[_Item]] = [[] for _ in range(num_ranks)]
+    heap = [(0, rank) for rank in range(num_ranks)]
+    for item in sorted(items, key=lambda item: -item.tokens):
+        tokens, rank = heapq.heappop(heap)
+        ranks[rank].append(item)
+        heapq.heappush(heap, (tokens + item.tokens, rank))
+    return ranks
+
+
+def _micro_batches(items: Sequence[_Item], budget: int) -> list[MicroBatch]:
+    """Cut a list sorted by falling length where the next sample would break the budget."""
+    batches: list[MicroBatch] = []
+    start = 0
+    while start < len(items):
+        count = max(1, budget // max(1, items[start].tokens))
+        chunk = items[start : start + count]
+        batches.append(MicroBatch(tuple(item.index for item in chunk), tuple(item.advantage for item in chunk)))
+        start += count
+    return batches

@@ -1,0 +1,143 @@
+"""Model folders: published atomically, checked before use, fingerprinted by content.
+
+A folder under the cache exists only when it is complete: it is made beside its place and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from next_ray.errors import ModelError
+
+CONFIG_FILE = "config.json"
+INDEX_FILE = "model.safetensors.index.json"
+VOLATILE_KEYS = ("transformers_version", "_name_or_path")
+"""Keys of `config.json` that say who wrote it, not what the model is."""
+
+_BLOCK_BYTES = 1 << 22
+
+
+def cache_root(cache_dir: str | None) -> Path:
+    """Where prepared models are kept: the argument, else `$NEXT_RAY_CACHE`, else `~/.cache/next_ray`."""
+    return Path(cache_dir or os.environ.get("NEXT_RAY_CACHE") or "~/.cache/next_ray").expanduser().absolute()
+
+
+def publish(target: Path, make: Callable[[Path], None]) -> Path:
+    """Return `target`, made first if it is not there: `make` fills a folder beside it, which is then renamed.
+
+    Of several processes that make the same folder, one wins and all return the winner's. A failed `make` leaves nothing.
+    """
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        make(draft)
+        draft.chmod(0o755)
+        os.rename(draft, target)
+    except OSError:
+        if not target.is_dir():
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return target
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """Every file of a flat folder by name: how a small model crosses machines."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def write_files(files: dict[str, bytes], folder: Path) -> None:
+    """The inverse of `read_files`; a name that is not a plain file name is a `ModelError`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        if name != Path(name).name or name in {"", ".", ".."}:
+            raise ModelError(f"A model folder cannot hold a file named {name!r}.")
+        (folder / name).write_bytes(data)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up the model in `folder`, by name.
+
+    Raises `ModelError` when there are none (pickle weights are refused), one is missing or one is not readable.
+    """
+    index = folder / INDEX_FILE
+    if index.is_file():
+        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        files = [folder / name for name in names]
+        if missing := [path.name for path in files if not path.is_file()]:
+            raise ModelError(f"{folder}: {INDEX_FILE} names {', '.join(missing)}, which {_is_are(missing)} missing. Download the model again.")
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+        if pickles:
+            raise ModelError(
+                f"{folder}: the weights are only there as pickle ({', '.join(pickles[:3])}), which can run code when loaded and is "
+                "never read. Use a revision with .safetensors files, or convert: load it where you trust it and call "
+                "save_pretrained."
+            )
+        raise ModelError(f"{folder}: no .safetensors file. Point model.name at a folder with {CONFIG_FILE}, a tokenizer and weights.")
+    for path in files:
+        try:
+            with safe_open(path, framework="np") as handle:
+                handle.keys()
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path} is not a complete safetensors file ({error}). Download the model again.") from error
+    return files
+
+
+def fingerprint(folder: Path, files: list[Path], cache: Path) -> str:
+    """sha256 (hex) over the configuration and the weight files' contents, whatever the folder is called.
+
+    Contents are hashed once: `cache` keeps each file's hash with its path, size and modification time.
+    """
+    config = {key: value for key, value in _read_json(folder / CONFIG_FILE).items() if key not in VOLATILE_KEYS}
+    lines = [json.dumps(config, sort_keys=True), *(f"{path.name} {_file_sha256(path, cache)}" for path in files)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _file_sha256(path: Path, cache: Path) -> str:
+    """The file's sha256, from `cache` when the file has not changed since."""
+    real = path.resolve()
+    stat = real.stat()
+    key = f"{real} {stat.st_size} {stat.st_mtime_ns}"
+    note = cache / "fingerprints" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    if note.is_file() and (known := _read_json(note)).get("file") == key:
+        return known["sha256"]
+    digest = hashlib.sha256()
+    with real.open("rb") as handle:
+        while block := handle.read(_BLOCK_BYTES):
+            digest.update(block)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    draft = note.with_name(f".{note.name}.{os.getpid()}")
+    draft.write_text(json.dumps({"file": key, "sha256": digest.hexdigest()}))
+    draft.replace(note)
+    return digest.hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; `ModelError` when it is missing or something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{path.parent}: no {path.name}. Point model.name at a model folder in Hugging Face format.") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is not readable JSON ({error}). Download the model again.") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} is not a JSON object. Download the model again.")
+    return value
+
+
+def _is_are(names: list[str]) -> str:
+    return "is" if len(names) == 1 else "are"

@@ -1,0 +1,1 @@
+"""Judging completions in disposable processes."""

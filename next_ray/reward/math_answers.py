@@ -1,0 +1,115 @@
+r"""Mathematical answers: what was given as the answer, and whether math-verify finds it equal to the reference.
+
+Only an explicit answer counts: the last `\boxed{...}`, else the last line `Answer: ...`. Numbers in prose are not searched,
+and earlier boxes are not part of the answer.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any
+
+from next_ray.data.boxed import last_boxed
+
+MAX_ANSWER_CHARS = 2000
+"""Longer answers are wrong unread, unless the reference is that long itself."""
+
+ANSWER_LINE = re.compile(r"[ \t*_#>`-]*(?:the[ \t]+)?(?:final[ \t]+)?answer[ \t*_]*:(.*)", re.IGNORECASE | re.DOTALL)
+TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|operatorname)\s*\{([^{}]*)\}")
+SPACING = re.compile(r"\\[,!;: ]|~")
+THOUSANDS = re.compile(r"(?<![\d.,])([+-]?\d{1,3}(?:(?:,|\{,\})\d{3})+)(?![\d,])")
+INTEGER = re.compile(r"[+-]?[0-9]+")
+NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)")
+WORDS = re.compile(r"[A-Za-z][A-Za-z' -]{3,}")
+LAST_EQUALITY = re.compile(r"(?<![<>!:\\])=")
+SCIENTIFIC = re.compile(r"(?:\\times|\\cdot|\*)\s*(?=10\s*\^)")
+UNEVALUATED = re.compile(
+    r"[\d)}\]]\s*(?:\+|-|\*|\\times|\\cdot|\\div|\\pm|!)"
+    r"|(?<!10)(?<!10 )\^(?!\s*\{?\s*\\circ)"
+    r"|\\(?:sum|prod|int|binom|sqrt|log|ln|sin|cos|tan|lim|gcd|max|min)(?![a-z])"
+)
+DIVISION = re.compile(r"\\[dt]?frac|\d\s*/\s*\d")
+
+
+def judge_math(completion: str, answer: str) -> float:
+    """1.0 when the completion's explicit answer equals the reference, else 0.0. Must run in a process' main thread."""
+    given = explicit_answer(completion)
+    if given is None or len(given) > max(MAX_ANSWER_CHARS, 2 * len(answer)):
+        return 0.0
+    reference, given = clean(last_boxed(answer) or answer), clean(given)
+    if not given:
+        return 0.0
+    if INTEGER.fullmatch(reference) and INTEGER.fullmatch(given):
+        return float(_canonical(reference) == _canonical(given))
+    if _words(reference) == _words(given):
+        return 1.0
+    if WORDS.fullmatch(_words(reference)):
+        return 0.0  # sympy would read a word as the product of its letters, and any anagram as equal
+    if NUMBER.fullmatch(reference):
+        given = LAST_EQUALITY.split(given)[-1].strip()
+        if _restates(given, whole=bool(INTEGER.fullmatch(reference))):
+            return 0.0
+    return float(_equal(reference, given))
+
+
+def explicit_answer(completion: str) -> str | None:
+    r"""The last `\boxed{}`'s content; without any box the rest of the last line that starts with `Answer:`."""
+    if "\\boxed" in completion:
+        return last_boxed(completion)
+    for line in reversed(completion.splitlines()):
+        found = ANSWER_LINE.match(line)
+        if found:
+            return found[1].strip().strip("*_` ")
+    return None
+
+
+def clean(text: str) -> str:
+    """Without math delimiters, spacing commands, thousands separators and the full stop."""
+    text = SPACING.sub("", text.strip()).strip("$ \t\n").removesuffix(".").strip("$ \t\n")
+    for opening, closing in (("\\(", "\\)"), ("\\[", "\\]")):
+        if text.startswith(opening) and text.endswith(closing):
+            text = text[len(opening) : -len(closing)].strip()
+    return THOUSANDS.sub(lambda found: re.sub(r"[{},]", "", found[1]), text)
+
+
+def _canonical(integer: str) -> str:
+    """Sign and digits without leading zeros; a comparison of text needs no limit on the number of digits."""
+    digits = integer.lstrip("+-").lstrip("0") or "0"
+    return f"-{digits}" if integer.startswith("-") and digits != "0" else digits
+
+
+def _words(text: str) -> str:
+    """Lower-case text of answers such as `(B)` or `\\text{Tuesday}`."""
+    text = TEXT_COMMAND.sub(r"\1", text).strip()
+    if text.startswith("(") and text.endswith(")") and text[1:-1].isalpha():
+        text = text[1:-1]
+    return " ".join(text.lower().split())
+
+
+def _restates(given: str, whole: bool) -> bool:
+    """Whether a number is asked for and an expression is given: `12 \\times 13` repeats the question, it does not answer it.
+
+    Powers of ten are numbers; fractions are, unless the reference is an integer.
+    """
+    given = SCIENTIFIC.sub("e", given)
+    return bool(UNEVALUATED.search(given) or (whole and DIVISION.search(given)))
+
+
+def _equal(reference: str, given: str) -> bool:
+    from math_verify import verify
+
+    gold = _parse_reference(reference)
+    return bool(gold) and bool(verify(gold, _parse(given), timeout_seconds=None))
+
+
+@lru_cache(maxsize=1024)
+def _parse_reference(text: str) -> Any:
+    return _parse(text)
+
+
+def _parse(text: str) -> Any:
+    """math-verify's reading of one expression; its own time limit is off, because the parent's clock can stop anything."""
+    from math_verify import LatexExtractionConfig, parse
+
+    return parse(f"${text}$", extraction_config=[LatexExtractionConfig(boxed_match_priority=-1)], parsing_timeout=None)  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""Rollout: vLLM engines that sample completions under versioned adapters."""

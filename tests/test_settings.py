@@ -1,0 +1,149 @@
+"""Reading configurations: what is accepted, and what each refusal says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from next_ray.config import Config, ReasoningGymSource
+from next_ray.errors import ConfigError
+from next_ray.settings import load_config, to_yaml
+
+
+def refusal(path: Path | None = None, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None if path is None else str(path), overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def _write(text: str) -> Path:
+        path = tmp_path / "job.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return _write
+
+
+def test_no_file_and_no_overrides_is_the_default() -> None:
+    assert load_config(None, ()) == Config()
+
+
+def test_overrides_win_over_the_file_and_the_last_one_wins(write) -> None:
+    path = write("run: {steps: 5, name: from-file}\nlearner:\n  lr: 5e-6\n")
+    config = load_config(str(path), ["run.steps=7", "run.steps=9", "learner.betas=[0.8, 0.9]", "model.revision=null"])
+    assert (config.run.steps, config.run.name, config.learner.lr) == (9, "from-file", 5e-6)
+    assert config.learner.betas == (0.8, 0.9)
+    assert config.model.revision is None
+
+
+def test_to_yaml_reads_back_equal(write) -> None:
+    config = load_config(None, ["data.train={kind: reasoning-gym, task: chain_sum, options: {min_terms: 2}}", "learner.lr=5e-6"])
+    assert isinstance(config.data.train, ReasoningGymSource)
+    assert load_config(str(write(to_yaml(config))), ()) == config
+
+
+@given(steps=st.integers(1, 10**9), lr=st.floats(1e-12, 1e3), name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True))
+def test_any_number_and_name_survives_the_round_trip(tmp_path_factory, steps: int, lr: float, name: str) -> None:
+    config = Config().model_copy(update={"run": Config().run.model_copy(update={"steps": steps, "name": name})})
+    config = config.model_copy(update={"learner": config.learner.model_copy(update={"lr": lr})})
+    path = tmp_path_factory.mktemp("trip") / "job.yaml"
+    path.write_text(to_yaml(config))
+    assert load_config(str(path), ()) == config
+
+
+def test_source_kind_may_be_left_out_where_it_is_the_defaults() -> None:
+    train = load_config(None, ["data.train.digits=2"]).data.train
+    assert (train.kind, train.size) == ("arithmetic", 20000)
+    message = refusal(None, "data.train.task=chain_sum")
+    assert "data.train.kind is required" in message and "'arithmetic', 'reasoning-gym', 'file'" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "nearest"),
+    [
+        ("run:\n  stepz: 3\n", 2, "run.steps"),
+        ("learner:\n  lr: 1e-3\n  rank: 4\n", 3, "learner.lora.rank"),
+        ("lr: 3\n", 1, "learner.lr"),
+        ("extrapolaton:\n  interval_steps: 1\n", 1, "extrapolation"),
+        ("data:\n  train:\n    kind: file\n    path: x.jsonl\n    promt_field: q\n", 5, "data.train.prompt_field"),
+    ],
+)
+def test_an_unknown_key_is_named_with_its_line_and_the_nearest_valid_one(write, text: str, line: int, nearest: str) -> None:
+    message = refusal(write(text))
+    assert f"job.yaml, line {line})" in message
+    assert "unknown key" in message and nearest in message.split("did you mean")[1]
+
+
+@pytest.mark.parametrize(
+    ("override", "fragments"),
+    [
+        ("run.steps=many", ['run.steps="many"', "integer"]),
+        ("run.steps=true", ["run.steps=true", "integer"]),
+        ("run.steps='3'", ['run.steps="3"', "integer"]),
+        ("run.steps=2.5", ["run.steps=2.5", "integer"]),
+        ("run.steps=0", ["run.steps=0", "greater than or equal to 1"]),
+        ("run.name=12", ["run.name=12", "quotes"]),
+        ("run.seed=0123", ['run.seed="0123"', "integer"]),
+        ("learner.zero_stage=4", ["learner.zero_stage=4", "0, 1, 2 or 3"]),
+        ("learner.lr=.inf", ["learner.lr", "finite"]),
+        ("learner.betas=[0.9]", ["learner.betas=[0.9]", "2 values"]),
+        ("learner.lora.target_modules=5", ["'all-linear' or a valid array"]),
+        ("run.deterministic=yes", ['run.deterministic="yes"', "boolean"]),
+        ("rollout.top_p=0.5", ["importance ratio"]),
+        ("learner.mini_batch_prompts=7", ["64 = 9 x 7 + 1"]),
+        ("data.train.kind=csv", ["data.train.kind='csv'", "'reasoning-gym'"]),
+        ("steps", ["section.key=value"]),
+        ("run..steps=3", ["section.key=value"]),
+        ("learner.lr={a: 1, a: 2}", ["twice"]),
+        ("learner.lr=[1", ["not valid YAML"]),
+    ],
+)
+def test_a_wrong_value_names_key_value_and_what_was_expected(override: str, fragments: list[str]) -> None:
+    message = refusal(None, override)
+    for fragment in fragments:
+        assert fragment in message
+    assert override.partition("=")[0].split(".")[-1] in message
+
+
+def test_all_problems_come_at_once(write) -> None:
+    path = write("run:\n  stepz: 3\n  steps: x\nlearner:\n  lr: -1\nlearner: {}\n")
+    message = refusal(path, "evaluation.samplez=1", "nonsense")
+    for fragment in ("(1)", "run.stepz", 'run.steps="x"', "learner is there twice", "evaluation.samplez", "override 'nonsense'"):
+        assert fragment in message
+    assert "5 problems" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        ("", "is empty"),
+        ("# only a comment\n", "is empty"),
+        ("- 1\n", "sequence at its top"),
+        ("word\n", "scalar at its top"),
+        ("run: {steps: 3\n", "line 2: not valid YAML"),
+        ("run:\n  steps: 3\n  steps: 4\n", "run.steps is there twice"),
+        ("a: &x 1\nb: *x\n", "aliases"),
+        ("run: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
+        ("1: 2\n", "not text"),
+    ],
+)
+def test_what_is_not_a_mapping_of_sections_is_refused(write, text: str, fragment: str) -> None:
+    assert fragment in refusal(write(text))
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    assert "does not exist" in refusal(tmp_path / "none.yaml")
+    assert str(tmp_path) in refusal(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"run: {name: \xe9}")
+    assert "UTF-8" in refusal(tmp_path / "latin.yaml")
+
+
+def test_an_override_inside_a_value_is_refused(write) -> None:
+    assert "learner.lr" in refusal(write("learner: {lr: 3}\n"), "learner.lr.peak=4")
