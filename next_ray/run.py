@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import secrets
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from next_ray.config import Config
-from next_ray.errors import LeaseError, NextRayError
+from next_ray.errors import ConfigError, LeaseError, NextRayError
+from next_ray.model_facts import facts_of
+from next_ray.models.folder import cache_root
+from next_ray.report.dry_run import dry_run
 from next_ray.settings import load_config
 from next_ray.store.checkpoints import CheckpointStore
 from next_ray.store.lease import Lease
@@ -23,13 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, and turn every user error into one paragraph and exit code 2."""
     arguments = _parser().parse_args(argv)
     try:
-        config = load_config(arguments.job, arguments.overrides)
+        config = load_config(*_job_and_overrides(arguments.job))
         if arguments.baseline:
             config = as_baseline(config)
         if arguments.dry_run:
-            from next_ray.report.dry_run import print_dry_run
+            from rich.console import Console
 
-            print_dry_run(config)
+            Console().print(dry_run(config, facts_of(config.model)))
             return 0
         asyncio.run(execute(config))
     except NextRayError as error:
@@ -43,11 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m next_ray.run", description="RLVR that predicts where the weights are going.")
-    parser.add_argument("job", nargs="?", help="YAML file; without one, the embedded default runs")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file, for example run.steps=20")
+    parser.add_argument("job", nargs="*", metavar="JOB.yaml | key=value", help="a YAML file (none: the embedded default) and settings that override it")
     parser.add_argument("--dry-run", action="store_true", help="print configuration, batch sizes, placement and memory; start nothing")
     parser.add_argument("--baseline", action="store_true", help="the same budget without extrapolation, as run NAME-baseline")
     return parser
+
+
+def _job_and_overrides(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The YAML file is the one word without `=`."""
+    files = [word for word in words if "=" not in word]
+    if len(files) > 1:
+        raise ConfigError(f"One job file at a time, got {', '.join(files)}. Overrides are written key=value, without spaces.")
+    return (files[0] if files else None), [word for word in words if "=" in word]
 
 
 def as_baseline(config: Config) -> Config:
@@ -56,8 +68,26 @@ def as_baseline(config: Config) -> Config:
     return config.model_copy(update={"run": run, "extrapolation": config.extrapolation.model_copy(update={"enabled": False})})
 
 
+def protect_embedded_ray(folder: Path) -> None:
+    """Make an embedded Ray ask for a token that only this user can read; Ray reads these variables when it is imported."""
+    if "RAY_ADDRESS" in os.environ or os.environ.setdefault("RAY_AUTH_MODE", "token") != "token":
+        return
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+        return
+    token = folder / "ray_auth_token"
+    if not token.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = folder / f".ray_auth_token.{os.getpid()}"
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+        draft.replace(token)
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+
+
 async def execute(config: Config) -> None:
     """Open everything from the outside in, run the loop, and close it from the inside out."""
+    protect_embedded_ray(cache_root(config.model.cache_dir))
     from next_ray.actors.cluster import open_cluster
     from next_ray.actors.launch import launch
     from next_ray.actors.metrics import MetricsReporter
@@ -65,7 +95,7 @@ async def execute(config: Config) -> None:
     from next_ray.actors.warmstart import train_tiny_with_ray
     from next_ray.data.prepare import filter_by_length, load_splits
     from next_ray.loop import Stages, TrainingLoop
-    from next_ray.models.resolve import prepare_model
+    from next_ray.models.resolve import load_tokenizer, prepare_model
     from next_ray.progress import Progress, Schedule, resumed
     from next_ray.report.report import Report, Reporters
 
@@ -84,12 +114,12 @@ async def execute(config: Config) -> None:
         report.phase("preparing the model")
         model = await asyncio.to_thread(prepare_model, config.model, train_tiny_with_ray)
         store.claim_identity({"base_fingerprint": model.fingerprint, "model": model.name, "lora_rank": config.learner.lora.rank})
-        splits, length_report = filter_by_length(splits, model, config)
+        splits, length_report = filter_by_length(splits, load_tokenizer(model), config)
         report.say(length_report)
 
         latest = await asyncio.to_thread(store.latest)
         progress = resumed(latest, Schedule(config.extrapolation, config.run.steps)) if latest else Progress()
-        report.resume(progress.step, store.read_table("metrics", progress.step) if latest else [])
+        report.resume(progress.step, store.read_table("metrics", progress.step) if latest else [], progress.jumps)
         launched = await stack.enter_async_context(launch(config, cluster, model, store, latest.id if latest else None, lease.token, report.say))
         report.phase("probing")
         report.probe(await probe(launched, splits.gate[:4], config))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+import yaml.composer
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -75,7 +76,8 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported here", self.peek_event().start_mark)
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported here", mark)
         return super().compose_node(parent, index)
 
 
@@ -114,7 +116,7 @@ def _parse(text: str, place: str, draft: _Draft, *, as_mapping: bool = False, un
     try:
         node = loader.get_single_node()
         if as_mapping and not isinstance(node, yaml.MappingNode):
-            found = "is empty" if node is None else f"holds a {node.id} at its top"
+            found = "is empty" if node is None else f"holds a {type(node).__name__.removesuffix('Node').lower()} at its top"
             raise ConfigError(f"{place} {found}, not a mapping of sections. Write for example `run:` and, indented below it, `steps: 60`.")
         if node is None:
             return None

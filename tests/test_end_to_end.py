@@ -125,10 +125,10 @@ def test_two_engines_two_learners_on_s3_jump_without_a_gate(shared: Path, s3: S3
     )
     assert result.returncode == 0, result.stdout + result.stderr
     records = timeless(shared / "out" / "s3" / "metrics.jsonl")
-    assert [r["step"] for r in records if r["record"] == "step"] == [1, 2, 3, 4, 5, 6]
-    (jump,) = [r for r in records if r["record"] == "jump"]
+    assert [r["step"] for r in records if r["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
+    (jump,) = [r for r in records if r["kind"] == "jump"]
     assert jump["accepted"] == "two-point@1.0"
-    labels = [r["label"] for r in records if r["record"] == "evaluation"]
+    labels = [r["label"] for r in records if r["kind"] == "evaluation"]
     assert labels[-4:] == ["base", "before the jump (step 4)", "jumped (two-point@1.0)", "final"]
 
 

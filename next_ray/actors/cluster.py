@@ -42,11 +42,10 @@ def open_cluster(config: ClusterSection, namespace: str, embedded_cpus: int) -> 
         if address:
             context = ray.init(address="auto" if address.startswith("http") else address, **common)
         else:
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
             context = ray.init(address="local", num_cpus=embedded_cpus, include_dashboard=config.dashboard, dashboard_host="127.0.0.1", **common)
     except (ConnectionError, RuntimeError, RaySystemError) as error:
         where = f"the cluster at RAY_ADDRESS={address}" if address else "an embedded Ray on this machine"
-        raise PlacementError(f"Could not open {where}: {error}. Check that it runs and that RAY_AUTH_TOKEN_PATH names its token.") from error
+        raise PlacementError(f"Could not open {where}: {error}. Check that it runs, and that RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH are those of that cluster.") from error
     try:
         resources = ray.cluster_resources()
         device = config.device if config.device != "auto" else ("gpu" if resources.get("GPU", 0) >= 1 else "cpu")
@@ -61,11 +60,9 @@ async def place(
     """Reserve bundles for `what`; says what is missing while it waits, and raises `PlacementError` after `wait_s` seconds."""
     selector: Any = [dict(labels)] * len(bundles) if labels else None
     group = placement_group([dict(b) for b in bundles], strategy="PACK", bundle_label_selector=selector)
-    ready = group.ready()
     started = time.monotonic()
     while True:
-        done, _ = ray.wait([ready], timeout=0)
-        if done:
+        if await asyncio.to_thread(group.wait, 0.2 if time.monotonic() - started < 5 else 5):
             return group
         waited = time.monotonic() - started
         have = _resources_sentence(ray.cluster_resources())
@@ -78,7 +75,6 @@ async def place(
             )
         if waited > 5:
             say(f"waiting {waited:.0f} s for {what}: asked for {_bundles_sentence(bundles, labels)}; the cluster has {have}")
-        await asyncio.sleep(0.2 if waited < 5 else 5)
 
 
 def _bundles_sentence(bundles: Sequence[Mapping[str, float]], labels: Mapping[str, str]) -> str:

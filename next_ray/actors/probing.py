@@ -10,7 +10,7 @@ import ray
 from next_ray.actors.launch import Launched
 from next_ray.config import Config
 from next_ray.progress import derive_seed
-from next_ray.rollout.probe import ProbeReport, check, compare
+from next_ray.rollout.probe import TOLERANCE, ProbeReport, check, compare
 from next_ray.types import BASE_VERSION, Group, Prompt, Ref, RolloutRequest, Sampling
 
 PROBE_VERSION = (1 << 31) - 2
@@ -35,6 +35,11 @@ async def probe(launched: Launched, prompts: Sequence[Prompt], config: Config) -
         learner = [await launched.learner.logprobs(Ref(ray.put(half)), chosen) for half, chosen in zip(halves, (None, adapter), strict=True)]
         across = await launched.learner.logprobs(Ref(ray.put(halves[1])), None)
         report = compare(halves[0], learner[0], halves[1], learner[1], across)
-        check(report, config.rollout.dtype)
+        check(report, coarser(config.rollout.dtype, config.learner.dtype))
     assert report is not None
     return report
+
+
+def coarser(*dtypes: str) -> str:
+    """The number format that limits the agreement."""
+    return max(dtypes, key=lambda dtype: TOLERANCE[dtype])

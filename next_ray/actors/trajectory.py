@@ -13,9 +13,10 @@ import ray
 
 from next_ray.actors.cluster import result
 from next_ray.config import ExtrapolationSection
+from next_ray.delta.sharding import merge_shards
 from next_ray.delta.window import DeltaWindow
 from next_ray.errors import ExtrapolationError
-from next_ray.extrapolate.candidates import candidate_name, next_candidate, two_point
+from next_ray.extrapolate.candidates import candidate_name, next_candidate, two_point_candidate
 from next_ray.predict.predictor import TrajectoryPredictor
 from next_ray.types import Adapter, Candidate, CheckpointTriplets, LoraFactors, Proposal, Ref
 
@@ -56,8 +57,7 @@ class PredictorActor:
     def observe(self, *parts: CheckpointTriplets) -> float:
         """Join the workers' shards, back-test, fit; returns the seconds that took."""
         started = time.perf_counter()
-        modules = {name: triplets for part in parts for name, triplets in part.modules.items()}
-        self._predictor.observe(CheckpointTriplets(parts[0].index, parts[0].step, modules))
+        self._predictor.observe(merge_shards(parts))
         return time.perf_counter() - started
 
     def propose(self, names: Sequence[tuple[str, float]], last: Adapter, earlier: Adapter) -> tuple[Any, ...]:
@@ -75,7 +75,7 @@ class PredictorActor:
         for method, alpha in names:
             error = 0.0
             if method == "two-point":
-                made = two_point(earlier, last, 1.0 + alpha, rank=_double_rank(last))
+                made = two_point_candidate(last, earlier, alpha, rank=_double_rank(last))
                 adapters.append(dict(made.adapter))
                 error = made.truncation_error
             else:

@@ -12,6 +12,7 @@ from typing import Any
 
 from next_ray.config import ArithmeticSource, FileSource, ReasoningGymSource
 from next_ray.data.files import load_file
+from next_ray.data.gym import reasoning_gym
 from next_ray.data.prompts import prompt_text, user_prompt
 from next_ray.errors import DataError
 from next_ray.types import Prompt
@@ -125,11 +126,10 @@ def _arithmetic(source: ArithmeticSource, seed: int, verifier: str) -> Iterable[
 
 def _reasoning_gym(source: ReasoningGymSource, seed: int, verifier: str) -> Iterable[Prompt]:
     """Items of `create_dataset(task, size=size, seed=seed, **options)`; metadata holds what the task's scorer needs."""
-    import reasoning_gym
-
-    _check_gym_options(source)
+    library = reasoning_gym()
+    _check_gym_options(source, library.factory.DATASETS)
     try:
-        dataset = reasoning_gym.create_dataset(source.task, size=source.size, seed=seed, **source.options)
+        dataset = library.create_dataset(source.task, size=source.size, seed=seed, **source.options)
     except (AssertionError, TypeError, ValueError) as error:
         raise DataError(f"reasoning-gym {source.task}: options {source.options} are refused: {error}. Mend data.train.options.") from error
     kind = f"reasoning-gym:{source.task}" if verifier in ("auto", "reasoning-gym") else verifier
@@ -145,14 +145,12 @@ def _reasoning_gym(source: ReasoningGymSource, seed: int, verifier: str) -> Iter
         yield user_prompt(entry["question"], "" if answer is None else str(answer), kind, metadata)
 
 
-def _check_gym_options(source: ReasoningGymSource) -> None:
-    from reasoning_gym.factory import DATASETS
-
-    tasks = [name for name in DATASETS if name != "composite"]
+def _check_gym_options(source: ReasoningGymSource, registry: Mapping[str, Any]) -> None:
+    tasks = [name for name in registry if name != "composite"]
     if source.task not in tasks:
         raise DataError(f"reasoning-gym has no task {source.task!r}{_nearest(source.task, tasks)} (data.train.task).")
     fixed = ("size", "seed")
-    known = [field.name for field in dataclasses.fields(DATASETS[source.task][1]) if field.name not in fixed]
+    known = [field.name for field in dataclasses.fields(registry[source.task][1]) if field.name not in fixed]
     for option in source.options:
         if option in fixed:
             where = "data.train.size" if option == "size" else "run.seed"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from next_ray.config import ModelSection
 from next_ray.errors import ModelError
-from next_ray.models.folder import CONFIG_FILE, cache_root, fingerprint, publish, weight_files
+from next_ray.models.folder import CONFIG_FILE, cache_root, fingerprint, publish, quiet_transformers, weight_files
 from next_ray.models.tiny import TinySpec
 
 SMOLLM2 = "smollm2-135m"
@@ -96,7 +95,8 @@ def _convert_smollm2(folder: Path) -> None:
     # The dequantised weights are plain numbers: the note that they came from GGUF would make loaders look for kernels.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.to(torch.bfloat16).save_pretrained(folder)
+    with quiet_transformers():
+        model.to(torch.bfloat16).save_pretrained(folder)
     AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(folder)
 
 
@@ -223,7 +223,3 @@ def _dtype_bytes(config: Any, files: list[Path]) -> int:
     with safe_open(files[0], framework="pt") as handle:
         return handle.get_tensor(next(iter(handle.keys()))).element_size()
 
-
-def hub_is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE forbids the network."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}

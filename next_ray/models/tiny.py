@@ -1,4 +1,4 @@
-"""The tiny model: a Qwen2 of about a million parameters that learns to add, one character a token.
+"""The tiny model: a Llama of about a million parameters that learns to add, one character a token.
 
 It exists so that a whole run, training included, fits a laptop. Its teacher is deliberately fallible: a share of the
 demonstrations has one wrong digit, so the model knows more than its samples at temperature 1 show, and reinforcement
@@ -17,21 +17,23 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 from next_ray.errors import ConfigError, TrainingError
+from next_ray.models.folder import quiet_transformers
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 FORMAT = 1
 """Raised whenever the same spec would give other bytes, so that cached folders are not mistaken for new ones."""
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 CHARACTERS = "0123456789+-="
+MAX_POSITIONS = 128
 REPORT_EVERY = 25
 IGNORED = -100
 
@@ -56,8 +58,10 @@ class TinySpec:
     """Peak learning rate (AdamW)."""
     warmup_steps: int = 40
     """Steps of linear warm-up; then the rate falls on a cosine to a twentieth of its peak."""
-    mistakes: float = 0.0
-    """Share of the demonstrations with one wrong digit."""
+    mistakes: float = 0.5
+    """Share of the demonstrations with one wrong digit, once the teacher makes mistakes."""
+    careful: float = 0.75
+    """Share of the steps before the teacher starts to make mistakes."""
     hidden_size: int = 128
     """Width of the residual stream."""
     intermediate_size: int = 384
@@ -66,6 +70,8 @@ class TinySpec:
     """Transformer layers."""
     num_heads: int = 4
     """Attention heads, each with its own keys and values."""
+    initializer_range: float = 0.06
+    """Standard deviation of the initial weights; the usual 0.02 learns far slower at this width."""
 
     @property
     def key(self) -> str:
@@ -93,30 +99,31 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         eos_token=EOS,
         unk_token=UNKNOWN,
         clean_up_tokenization_spaces=False,
-        model_max_length=_max_positions(),
+        model_max_length=MAX_POSITIONS,
     )
 
 
-def build_model(spec: TinySpec) -> Qwen2ForCausalLM:
+def build_model(spec: TinySpec) -> LlamaForCausalLM:
     """The untrained model, float32, on the CPU; its weights follow torch's current random state."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     if spec.hidden_size % spec.num_heads:
         raise ConfigError(f"The tiny model's hidden_size={spec.hidden_size} is not a multiple of num_heads={spec.num_heads}.")
-    config = Qwen2Config(
+    config = LlamaConfig(
         vocab_size=4 + len(CHARACTERS),
         hidden_size=spec.hidden_size,
         intermediate_size=spec.intermediate_size,
         num_hidden_layers=spec.num_layers,
         num_attention_heads=spec.num_heads,
         num_key_value_heads=spec.num_heads,
-        max_position_embeddings=_max_positions(),
+        max_position_embeddings=MAX_POSITIONS,
+        initializer_range=spec.initializer_range,
         tie_word_embeddings=True,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
     )
-    return Qwen2ForCausalLM(config)
+    return LlamaForCausalLM(config)
 
 
 def train(spec: TinySpec, folder: Path, report: Report) -> None:
@@ -130,18 +137,20 @@ def train(spec: TinySpec, folder: Path, report: Report) -> None:
         _fit(spec, model, report)
         model.to(torch.bfloat16)
         folder.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(folder)
+        with quiet_transformers():
+            model.save_pretrained(folder)
         build_tokenizer().save_pretrained(folder)
 
 
-def _fit(spec: TinySpec, model: Qwen2ForCausalLM, report: Report) -> None:
+def _fit(spec: TinySpec, model: LlamaForCausalLM, report: Report) -> None:
     """The supervised loop, in place."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec.lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(spec, step))
     draw = random.Random(f"tiny demonstrations {spec.seed}")
     model.train()
     for step in range(1, spec.steps + 1):
-        tokens, labels = encode([demonstration(spec, draw) for _ in range(spec.batch_size)])
+        mistakes = spec.mistakes if step > spec.careful * spec.steps else 0.0
+        tokens, labels = encode([demonstration(spec, draw, mistakes) for _ in range(spec.batch_size)])
         logits = model(input_ids=tokens[:, :-1]).logits
         loss = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
         if not math.isfinite(loss.item()):
@@ -165,12 +174,12 @@ def learning_rate_factor(spec: TinySpec, step: int) -> float:
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def demonstration(spec: TinySpec, draw: random.Random) -> tuple[str, str]:
+def demonstration(spec: TinySpec, draw: random.Random, mistakes: float) -> tuple[str, str]:
     """One problem and the teacher's answer, for example `("12+7=", "19")`; wrong in one digit with probability `mistakes`."""
     a, b = draw.randrange(10**spec.digits), draw.randrange(10**spec.digits)
     operation = draw.choice(spec.operations)
     answer = str(a + b if operation == "+" else a - b)
-    if draw.random() < spec.mistakes:
+    if draw.random() < mistakes:
         position = draw.choice([i for i, character in enumerate(answer) if character.isdigit()])
         wrong = draw.choice([digit for digit in "0123456789" if digit != answer[position]])
         answer = answer[:position] + wrong + answer[position + 1 :]
@@ -192,11 +201,6 @@ def encode(demonstrations: list[tuple[str, str]]) -> tuple[torch.Tensor, torch.T
     return tokens, labels
 
 
-def _max_positions() -> int:
-    """Longest sequence: `<bos>`, two operands of 9 digits, operator, `=`, sign, 10 digits, `<eos>`, with room to spare."""
-    return 128
-
-
 @contextmanager
 def _deterministic(seed: int) -> Iterator[None]:
     """One thread, deterministic kernels and a seeded CPU generator, all restored afterwards."""
@@ -211,7 +215,3 @@ def _deterministic(seed: int) -> Iterator[None]:
             torch.use_deterministic_algorithms(deterministic)
             torch.set_num_threads(threads)
 
-
-def describe(spec: TinySpec) -> dict[str, Any]:
-    """The spec as JSON, for the folder's `tiny.json`."""
-    return {"format": FORMAT, **asdict(spec)}

@@ -25,9 +25,6 @@ Example = tuple[int, str]
 SIGMA_HIDDEN = 32
 """Width of the network for the sizes."""
 
-SIGMA_MARGIN = float(np.log(2.0))
-"""How far a predicted log sigma_T/sigma_L may leave the range seen in training."""
-
 
 class GroupKey(NamedTuple):
     """Vectors that share a network."""
@@ -104,14 +101,19 @@ class VectorModel:
 
 
 class SigmaModel:
-    """Predicts sigma_T as sigma_L times exp of a standardised log ratio: positive, scale-free, never a dead ReLU."""
+    """Predicts sigma_T as sigma_L times exp of a standardised log ratio: positive, scale-free, never a dead ReLU.
+
+    sigma_G grows along a trajectory, so the last checkpoint lies outside what was trained on. Inputs and the ratio are held to
+    the range of the examples: the network interpolates and never runs away.
+    """
 
     def __init__(self, cfg: PredictorSection, seed: int) -> None:
         self._cfg = cfg
         self._network = NextNetwork(1, SIGMA_HIDDEN, torch.Generator().manual_seed(seed), inner=SIGMA_HIDDEN)
         self._centre = np.zeros(3)
         self._spread = np.ones(3)
-        self._range = (0.0, 0.0)
+        self._low = np.zeros(3)
+        self._high = np.zeros(3)
 
     def fit(self, trajectory: AlignedTrajectory, steps: int) -> float:
         """Fit on every example of the trajectory, from where the network is; returns the last loss."""
@@ -121,21 +123,21 @@ class SigmaModel:
         columns = np.stack([size_g, size_l, ratio], axis=1)
         self._centre, spread = columns.mean(axis=0), columns.std(axis=0)
         self._spread = np.where(spread > 1e-6, spread, 1.0)
-        self._range = (float(ratio.min()) - SIGMA_MARGIN, float(ratio.max()) + SIGMA_MARGIN)
+        self._low, self._high = columns.min(axis=0), columns.max(axis=0)
         table = torch.from_numpy(((columns - self._centre) / self._spread).astype(np.float32))
         with one_thread():
             return fit(self._network, Examples(table[:, :1], table[:, 1:2], table[:, 2:]), len(trajectory.targets), steps, self._cfg)
 
     def predict(self, trajectory: AlignedTrajectory) -> dict[str, float]:
-        """sigma_T > 0 for the last checkpoint's trained modules; the ratio stays within a factor 2 of those seen."""
+        """sigma_T > 0 for the last checkpoint's trained modules; sigma_T/sigma_L stays within the range seen."""
         last = trajectory.last_index
         members = [(last, name) for name in trajectory.trained(last)]
         size_l = _log_sizes(trajectory.locals_, members)
-        columns = np.stack([_log_sizes(trajectory.globals_, members), size_l], axis=1)
+        columns = np.stack([_log_sizes(trajectory.globals_, members), size_l], axis=1).clip(self._low[:2], self._high[:2])
         table = torch.from_numpy(((columns - self._centre[:2]) / self._spread[:2]).astype(np.float32))
         with one_thread(), torch.no_grad():
             found = self._network(table[:, :1], table[:, 1:]).double().numpy()[:, 0]
-        ratio = np.clip(found * self._spread[2] + self._centre[2], *self._range)
+        ratio = np.clip(found * self._spread[2] + self._centre[2], self._low[2], self._high[2])
         return {name: float(np.exp(s + r)) for (_, name), s, r in zip(members, size_l, ratio, strict=True)}
 
 

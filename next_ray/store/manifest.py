@@ -105,7 +105,7 @@ def encode(manifest: Manifest) -> bytes:
     data = (json.dumps(document, sort_keys=True, indent=2, allow_nan=False) + "\n").encode("ascii")
     if len(data) > MAX_MANIFEST_BYTES:
         raise ValueError(f"the manifest of {manifest.id} would have {len(data)} bytes, more than {MAX_MANIFEST_BYTES}; keep metadata small")
-    decode(data, manifest.id, manifest.run, "the new manifest")
+    _Document.model_validate_json(data)
     return data
 
 

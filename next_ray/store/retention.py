@@ -38,9 +38,10 @@ def expendable(committed: Sequence[Manifest], keep: int, protected: AbstractSet[
     if keep < 1:
         raise ValueError(f"keep={keep}: at least one checkpoint is kept")
     trained = sorted(m.step for m in committed if m.kind is CheckpointKind.TRAINED)
-    if len(trained) <= keep:
+    if not trained:
         return []
-    return [m for m in committed if m.step < trained[-keep] and m.id not in protected]
+    oldest_kept = trained[-min(keep, len(trained))]
+    return [m for m in committed if m.step < oldest_kept and m.id not in protected]
 
 
 def sweep(storage: Storage, run: str, committed: Callable[[], Sequence[Manifest]], min_age_s: float) -> int:

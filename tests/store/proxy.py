@@ -23,6 +23,7 @@ CUT = "cut"
 """Let the server do it, then send half of its answer's body and close."""
 PASS = "pass"
 """Do what a proxy does."""
+BUSY = b"<Error><Code>ServiceUnavailable</Code><Message>try later</Message></Error>"
 
 
 @dataclass

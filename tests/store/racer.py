@@ -1,6 +1,6 @@
 """A driver in a process of its own, for races: `python -m tests.store.racer VERB URL ENDPOINT RUN NUMBER NUMBER`.
 
-Says when it is ready, waits for a line (except `hold`), and prints what came of it as one JSON line.
+Says when it is ready, waits for a line (except `hold`), prints what came of it as one JSON line, and stays.
 """
 
 from __future__ import annotations
@@ -23,19 +23,16 @@ def main(verb: str, url: str, endpoint: str, run: str, first: str, second: str) 
     if verb != "hold":
         sys.stdin.readline()
     print(json.dumps(globals()[f"_{verb}"](storage, run, float(first), float(second))), flush=True)
+    sys.stdin.readline()
 
 
-def _acquire(storage: Storage, run: str, lease_s: float, hold_s: float) -> dict[str, object]:
-    """Try once, hold for a while, release."""
-    lease = Lease(storage, run, lease_s)
+def _acquire(storage: Storage, run: str, lease_s: float, _: float) -> dict[str, object]:
+    """Try once; the winner holds on."""
     try:
-        lease.acquire()
+        Lease(storage, run, lease_s).acquire()
     except LeaseError as error:
         return {"won": False, "message": str(error)}
-    won_at = time.time()
-    time.sleep(hold_s)
-    lease.release()
-    return {"won": True, "from": won_at, "to": time.time()}
+    return {"won": True}
 
 
 def _hold(storage: Storage, run: str, lease_s: float, hold_s: float) -> dict[str, object]:
@@ -68,6 +65,16 @@ def _commit(storage: Storage, run: str, seed: float, _: float) -> dict[str, obje
     """Commit step 1 with a state of one's own."""
     manifest = CheckpointStore(storage, run).commit(1, CheckpointKind.TRAINED, make_state(int(seed)), [], FINGERPRINT, {"seed": seed})
     return {"seed": manifest.metadata["seed"]}
+
+
+def _commit_forever(storage: Storage, run: str, first: float, _: float) -> dict[str, object]:
+    """Commit step after step until killed."""
+    store = CheckpointStore(storage, run)
+    step = int(first)
+    while True:
+        store.commit(step, CheckpointKind.TRAINED, make_state(step, rank=512), [], FINGERPRINT, {"step": step})
+        print(step, flush=True)
+        step += 1
 
 
 if __name__ == "__main__":

@@ -61,6 +61,8 @@ class CrashingBackend:
         self._plan = plan
 
     def __getattr__(self, name: str) -> Any:
+        if name == "close":
+            return lambda: None
         operation = getattr(self._backend, name)
         if name not in self.CHANGING:
             return operation
@@ -87,11 +89,12 @@ class CrashPlan:
 
 
 class CrashingStorage(Storage):
-    """The storage of `like` with a crash planned."""
+    """The storage of `like`, its connections included, with a crash planned."""
 
     def __init__(self, like: Storage, plan: CrashPlan) -> None:
         super().__init__(like.url, like.endpoint_url)
+        self.like = like
         self.plan = plan
 
     def _connect(self) -> Any:
-        return CrashingBackend(super()._connect(), self.plan)
+        return CrashingBackend(self.like._connected(), self.plan)

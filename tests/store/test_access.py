@@ -171,7 +171,7 @@ def test_a_conditional_write_whose_answer_is_lost_has_won(proxied: Storage, prox
 def test_lasting_faults_end_after_the_budget(proxied: Storage, proxy: FaultyProxy) -> None:
     proxy.schedule([UNAVAILABLE] * 10_000)
     started = time.monotonic()
-    with pytest.raises(StoreError, match="ServiceUnavailable.*Gave up after 3 s"), proxied.with_budget(3) as impatient:
+    with pytest.raises(StoreError, match=r"ServiceUnavailable.*Gave up after 3 s"), proxied.with_budget(3) as impatient:
         impatient.put("x", b"1")
     assert 2.5 < time.monotonic() - started < 12
     assert len(proxy.seen) < 60, "retries back off"

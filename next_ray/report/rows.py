@@ -1,0 +1,116 @@
+"""Records as flat JSON rows, and back to what a resumed run needs of them.
+
+A row has a `kind` (step, evaluation, jump) and a `step`. What depends on the clock starts with `time`, `tokens_per_s` or `stats`;
+everything else is equal in two runs of a deterministic job. Numbers that are not finite and empty values are left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from next_ray.types import EvaluationResult, JumpRecord, StepRecord
+
+Row = dict[str, Any]
+
+STEP, EVALUATION, JUMP = "step", "evaluation", "jump"
+_ORDER = {STEP: 0, EVALUATION: 1, JUMP: 2}
+
+
+def step_row(record: StepRecord) -> Row:
+    """A row of an RL step; phases become `time_<phase>_s`."""
+    total = record.times.get("total", 0.0)
+    return _clean(
+        {
+            "kind": STEP,
+            "step": record.step,
+            "version": record.version,
+            "reward_mean": record.reward_mean,
+            "num_tokens": record.num_tokens,
+            "tokens_per_s": record.num_tokens / total if total > 0 else None,
+            **_times(record.times),
+            **{name: float(value) for name, value in record.metrics.items()},
+        }
+    )
+
+
+def evaluation_row(step: int, result: EvaluationResult) -> Row:
+    """A row of an evaluation: point estimates and their 95 % intervals, and how it was decoded."""
+    return _clean(
+        {
+            "kind": EVALUATION,
+            "step": step,
+            "label": result.label,
+            "num_prompts": result.num_prompts,
+            "num_samples": result.num_samples,
+            "temperature": result.temperature,
+            "avg_at_k": result.avg_at_k.mean,
+            "avg_at_k_low": result.avg_at_k.low,
+            "avg_at_k_high": result.avg_at_k.high,
+            "pass_at_k": result.pass_at_k.mean,
+            "pass_at_k_low": result.pass_at_k.low,
+            "pass_at_k_high": result.pass_at_k.high,
+        }
+    )
+
+
+def jump_row(record: JumpRecord) -> Row:
+    """A row of an attempted jump: the gate's decision with all candidates, the backtest and what it cost."""
+    decision = record.decision
+    return _clean(
+        {
+            "kind": JUMP,
+            "step": record.step,
+            "accepted": decision.accepted,
+            "reason": decision.reason,
+            "method": record.method,
+            "alpha": record.alpha,
+            "baseline_accuracy": decision.baseline_accuracy,
+            "candidates": [
+                {"name": row.name, "accuracy": row.accuracy, "difference": row.difference, "p_value": row.p_value} for row in decision.rows
+            ],
+            "backtest": [
+                {"index": score.index, "next": score.next_, "persistence": score.persistence, "linear": score.linear}
+                for score in record.backtest
+            ],
+            "abstained": dict(record.abstained),
+            **_times(record.times),
+            **{f"stats_{name}": float(value) for name, value in record.stats.items()},
+        }
+    )
+
+
+def merged(step: int, stored: Sequence[Mapping[str, Any]], local: Sequence[Row], jumps: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """The log of a run that goes on after `step`, in order.
+
+    Steps and evaluations come from the store's table, which ends exactly there; where the store has none (an older run), from the
+    local file, as evaluations of step 0 always do. Jumps are only in the local file and, the accepted ones, in the run's progress.
+    A refused attempt at `step` itself is dropped, since it will be made again.
+    """
+    rows = [_clean(dict(row)) for row in stored if row["step"] <= step]
+    first = 0 if rows else step
+    rows += [row for row in local if row["kind"] != JUMP and row["step"] <= first]
+    attempts = [row for row in local if row["kind"] == JUMP and (row["step"] < step or (row["step"] == step and "accepted" in row))]
+    known = {row["step"] for row in attempts if "accepted" in row}
+    for jump in jumps:
+        if jump["step"] not in known:
+            named = {name: jump.get(name) for name in ("method", "alpha")}
+            attempts.append(_clean({"kind": JUMP, "step": jump["step"], "accepted": jump["candidate"], **named}))
+    return sorted([*rows, *attempts], key=lambda row: (row["step"], _ORDER[row["kind"]]))
+
+
+def _times(times: Mapping[str, float]) -> Row:
+    return {f"time_{phase.replace(' ', '_')}_s": seconds for phase, seconds in times.items()}
+
+
+def _clean(value: Any) -> Any:
+    """Without None, empty containers and numbers that JSON lacks; the same whether a row came from memory or from parquet."""
+    if isinstance(value, Mapping):
+        cleaned = {name: _clean(item) for name, item in value.items()}
+        return {name: item for name, item in cleaned.items() if item is not None and item != [] and item != {}}
+    if isinstance(value, list | tuple):
+        return [_clean(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from next_ray.rollout.scratch import PREFIX, ScratchFolder, sweep
+
+
+def test_private_unique_and_removed(tmp_path: Path) -> None:
+    first, second = ScratchFolder(str(tmp_path)), ScratchFolder(str(tmp_path))
+    assert first.path != second.path
+    assert first.path.stat().st_mode & 0o777 == 0o700
+    (first.path / "v1").mkdir()
+    (first.path / "v1" / "weights").write_bytes(b"x")
+    first.close()
+    first.close()
+    assert [p.name for p in tmp_path.iterdir()] == [second.path.name]
+    second.close()
+
+
+def test_a_killed_holders_folder_is_swept_and_a_living_ones_stays(tmp_path: Path) -> None:
+    living = ScratchFolder(str(tmp_path))
+    code = f"""if True:
+        import time
+        from next_ray.rollout.scratch import ScratchFolder
+        folder = ScratchFolder({str(tmp_path)!r})
+        print(folder.path, flush=True)
+        time.sleep(60)
+    """
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        orphan = Path(child.stdout.readline().strip())
+        assert sweep(tmp_path) == []
+        child.send_signal(signal.SIGKILL)
+    assert orphan.exists()
+    assert sweep(tmp_path) == [orphan]
+    assert living.path.exists() and not orphan.exists()
+    living.close()
+
+
+def test_other_folders_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / f"{PREFIX}being-made").mkdir()
+    assert sweep(tmp_path) == []
+    assert len(list(tmp_path.iterdir())) == 2
