@@ -46,7 +46,7 @@ class ModelSection(Section):
 
 
 class ArithmeticSource(Section):
-    """Additions and subtractions `a+b=` for the tiny model."""
+    """Additions and subtractions, written `a+b=` for the tiny model."""
 
     kind: Literal["arithmetic"] = "arithmetic"
     digits: int = Field(3, ge=1, le=9)
@@ -55,6 +55,8 @@ class ArithmeticSource(Section):
     """Distinct problems drawn."""
     operations: str = Field("+", pattern=r"^[+\-]{1,2}$")
     """Operations used: `+`, `-` or `+-`."""
+    question: str = "{a}{op}{b}="
+    """Text of a problem; `{a}`, `{op}` and `{b}` are replaced."""
 
 
 class ReasoningGymSource(Section):
@@ -142,8 +144,8 @@ class RolloutSection(Section):
 
 
 class RewardSection(Section):
-    verifier: Literal["auto", "exact", "math", "reasoning-gym"] = "auto"
-    """How answers are judged; auto: exact for arithmetic, the task's own for reasoning-gym, math for files."""
+    verifier: Literal["auto", "exact", "number", "math", "reasoning-gym"] = "auto"
+    """How answers are judged (number: the text ends with it); auto: exact for arithmetic, the task's own for reasoning-gym, math for files."""
     actors: int = Field(1, ge=1)
     """Verifier actors."""
     workers: int = Field(1, ge=1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-import yaml.composer
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from next_ray.config import ArithmeticSource, Config
 from next_ray.errors import ConfigError
+from next_ray.yaml_core import Dumper, Loader
 
 KeyPath = tuple[str, ...]
 
@@ -53,7 +52,7 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
 
 def to_yaml(config: Config) -> str:
     """The whole resolved tree as YAML that `load_config` reads back to an equal `Config`."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 @dataclass
@@ -71,33 +70,6 @@ class _Draft:
         return f" ({self.origins[key]})" if key else ""
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's plain scalars and without aliases."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported here", mark)
-        return super().compose_node(parent, index)
-
-
-# YAML 1.2's core schema: 5e-6 is a number, 0123, yes, no and 2026-01-01 are text.
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _tag, _pattern, _first in (
-    ("bool", r"^(true|True|TRUE|false|False|FALSE)$", "tTfF"),
-    ("int", r"^[-+]?(0|[1-9][0-9_]*)$", "-+0123456789"),
-    (
-        "float",
-        r"^[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$",
-        "-+0123456789.",
-    ),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
-
-
 def _read_file(path: str, draft: _Draft) -> None:
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -112,7 +84,7 @@ def _read_file(path: str, draft: _Draft) -> None:
 
 def _parse(text: str, place: str, draft: _Draft, *, as_mapping: bool = False, under: KeyPath = ()) -> Any:
     """Parse YAML, note the origin of each key and refuse duplicates, non-text keys and numbers that are not finite."""
-    loader = _Loader(text)
+    loader = Loader(text)
     try:
         node = loader.get_single_node()
         if as_mapping and not isinstance(node, yaml.MappingNode):

@@ -94,7 +94,9 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(shared: Path) -> None:
     assert "resuming from step" in again.stdout
     expected, got = manifests(store, "whole"), manifests(store, "killed")
     assert [(m["step"], m["kind"]) for m in got] == [(m["step"], m["kind"]) for m in expected]
-    assert [{n: o["sha256"] for n, o in m["objects"].items()} for m in got] == [{n: o["sha256"] for n, o in m["objects"].items()} for m in expected]
+    assert [{n: o["sha256"] for n, o in m["objects"].items()} for m in got] == [
+        {n: o["sha256"] for n, o in m["objects"].items()} for m in expected
+    ]
     assert timeless(shared / "out" / "killed" / "metrics.jsonl") == timeless(shared / "out" / "whole" / "metrics.jsonl")
 
     finished = run(env, *common, "run.name=whole")
@@ -137,7 +139,13 @@ def test_ray_job_submit_runs_the_same_job(shared: Path) -> None:
     env = environment(shared, RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
     start = [*ray, "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
-    start += [f"--dashboard-port={dashboard}", "--num-cpus=2", "--min-worker-port=31000", "--max-worker-port=31999", f"--temp-dir={shared / 'r'}"]
+    start += [
+        f"--dashboard-port={dashboard}",
+        "--num-cpus=2",
+        "--min-worker-port=31000",
+        "--max-worker-port=31999",
+        f"--temp-dir={shared / 'r'}",
+    ]
     head = subprocess.Popen(start, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait_for_dashboard(dashboard)

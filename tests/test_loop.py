@@ -130,7 +130,9 @@ def test_resuming_from_any_checkpoint_ends_like_the_uninterrupted_run(gains: dic
         assert again.learner.skill == whole.learner.skill, at[0].id
         redone = {r.step: (r.reward_mean, r.version, r.metrics) for r in again.report.steps}
         assert redone == {r.step: (r.reward_mean, r.version, r.metrics) for r in whole.report.steps if r.step > at[0].step}
-        assert [str(j.decision) for j in again.report.jumps] == [str(j.decision) for j in whole.report.jumps if (j.step, at[0].kind) >= (at[0].step, "trained")]
+        assert [str(j.decision) for j in again.report.jumps] == [
+            str(j.decision) for j in whole.report.jumps if (j.step, at[0].kind) >= (at[0].step, "trained")
+        ]
 
 
 def test_a_finished_run_is_not_silently_trained_again() -> None:

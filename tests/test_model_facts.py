@@ -11,8 +11,12 @@ from next_ray.config import ModelSection
 from next_ray.model_facts import ModelFacts, facts_from_config, facts_of
 
 
+def model_section(name: str) -> ModelSection:
+    return ModelSection.model_validate({"name": name})
+
+
 def known(name: str) -> ModelFacts:
-    facts = facts_of(ModelSection(name=name))
+    facts = facts_of(model_section(name))
     assert facts is not None
     return facts
 
@@ -37,16 +41,16 @@ def test_counts_agree_with_transformers_and_peft(family: str) -> None:
     import transformers
     from peft import LoraConfig, get_peft_model
 
-    shape = {
-        "hidden_size": 24,
-        "intermediate_size": 40,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
-        "vocab_size": 33,
-    }
     config_class = transformers.Qwen2Config if family == "qwen2" else transformers.LlamaConfig
-    config = config_class(**shape, tie_word_embeddings=False)
+    config = config_class(
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        vocab_size=33,
+        tie_word_embeddings=False,
+    )
     facts = facts_from_config("x", config.to_dict())
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
@@ -81,11 +85,11 @@ def test_local_folders_are_read_and_what_is_unknown_is_not_guessed(tmp_path: Pat
         "vocab_size": 10,
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    facts = facts_of(ModelSection(name=str(tmp_path)))
+    facts = facts_of(model_section(str(tmp_path)))
     # embeddings 2 x 80, attention 4 x 64 + 3 x 8 biases, MLP 3 x 128, norms 3 x 8
     assert facts is not None and facts.num_parameters == 160 + 256 + 24 + 384 + 24
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
-    assert facts_of(ModelSection(name=str(tmp_path))) is None
+    assert facts_of(model_section(str(tmp_path))) is None
     (tmp_path / "config.json").write_text("{")
-    assert facts_of(ModelSection(name=str(tmp_path))) is None
-    assert facts_of(ModelSection(name="nobody/has-this-in-the-cache")) is None
+    assert facts_of(model_section(str(tmp_path))) is None
+    assert facts_of(model_section("nobody/has-this-in-the-cache")) is None

@@ -57,7 +57,8 @@ def train_tiny_with_ray(spec: TinySpec, folder: Path, num_cpus: float = 1.0) -> 
                 f"The cluster has {ray.cluster_resources().get('CPU', 0):g} CPUs, {ray.available_resources().get('CPU', 0):g} free. "
                 "Free or add some, then start again."
             ) from error
-    write_files(result.return_value, folder)
+    files: Any = result.return_value
+    write_files(files, folder)
 
 
 def _train_worker(config: dict[str, Any]) -> dict[str, bytes]:

@@ -84,7 +84,7 @@ def _plain_verifier(verifier: str, automatic: str, origin: str) -> str:
     if verifier == "reasoning-gym":
         raise DataError(
             f"{origin}: reward.verifier=reasoning-gym judges only what reasoning-gym generated in this run, because its scorers "
-            "evaluate the reference entry. Set reward.verifier to auto, exact or math."
+            "evaluate the reference entry. Set reward.verifier to auto, exact, number or math."
         )
     return automatic if verifier == "auto" else verifier
 
@@ -121,7 +121,13 @@ def _arithmetic(source: ArithmeticSource, seed: int, verifier: str) -> Iterable[
         pair, which = divmod(index, len(operations))
         a, b = divmod(pair, operands)
         value = a + b if operations[which] == "+" else a - b
-        yield user_prompt(f"{a}{operations[which]}{b}=", str(value), verifier)
+        yield user_prompt(_worded(source.question, a, operations[which], b), str(value), verifier)
+
+
+def _worded(question: str, a: int, operation: str, b: int) -> str:
+    for name, value in (("{a}", str(a)), ("{op}", operation), ("{b}", str(b))):
+        question = question.replace(name, value)
+    return question
 
 
 def _reasoning_gym(source: ReasoningGymSource, seed: int, verifier: str) -> Iterable[Prompt]:

@@ -91,7 +91,7 @@ def weight_files(folder: Path) -> list[Path]:
         names = sorted(set(_read_json(index).get("weight_map", {}).values()))
         files = [folder / name for name in names]
         if missing := [path.name for path in files if not path.is_file()]:
-            raise ModelError(f"{folder}: {INDEX_FILE} names {', '.join(missing)}, which {_is_are(missing)} missing. Download the model again.")
+            raise ModelError(f"{folder}: {INDEX_FILE} names {', '.join(missing)}, not found. Download the model again.")
     else:
         files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -152,7 +152,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(f"{path} is not a JSON object. Download the model again.")
     return value
-
-
-def _is_are(names: list[str]) -> str:
-    return "is" if len(names) == 1 else "are"

@@ -89,7 +89,7 @@ def _convert_smollm2(folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     source, file = str(weights[0].parent), weights[0].name
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         source, gguf_file=file, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
     # The dequantised weights are plain numbers: the note that they came from GGUF would make loaders look for kernels.
@@ -137,7 +137,9 @@ def _snapshot(cfg: ModelSection) -> Path:
             "network or HF_ENDPOINT, or point model.name at a local folder."
         ) from error
     except (HfHubHTTPError, OSError) as error:
-        raise ModelError(f"{where} could not be downloaded ({_root_cause(error)}). Check network and disk space, then start again.") from error
+        raise ModelError(
+            f"{where} could not be downloaded ({_root_cause(error)}). Check network and disk space, then start again."
+        ) from error
 
 
 def _root_cause(error: BaseException) -> str:
@@ -222,4 +224,3 @@ def _dtype_bytes(config: Any, files: list[Path]) -> int:
         return dtype.itemsize
     with safe_open(files[0], framework="pt") as handle:
         return handle.get_tensor(next(iter(handle.keys()))).element_size()
-

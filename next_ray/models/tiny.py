@@ -135,7 +135,7 @@ def train(spec: TinySpec, folder: Path, report: Report) -> None:
     with _deterministic(spec.seed):
         model = build_model(spec)
         _fit(spec, model, report)
-        model.to(torch.bfloat16)
+        model.bfloat16()
         folder.mkdir(parents=True, exist_ok=True)
         with quiet_transformers():
             model.save_pretrained(folder)
@@ -158,7 +158,7 @@ def _fit(spec: TinySpec, model: LlamaForCausalLM, report: Report) -> None:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        rate = schedule.get_last_lr()[0]
+        rate = spec.lr * learning_rate_factor(spec, step - 1)
         optimizer.step()
         schedule.step()
         if step % REPORT_EVERY == 0 or step == spec.steps:
@@ -214,4 +214,3 @@ def _deterministic(seed: int) -> Iterator[None]:
         finally:
             torch.use_deterministic_algorithms(deterministic)
             torch.set_num_threads(threads)
-

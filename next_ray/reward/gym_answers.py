@@ -16,16 +16,11 @@ from typing import Any
 
 from next_ray.data.boxed import last_boxed
 from next_ray.data.gym import reasoning_gym
+from next_ray.reward.final_number import final_number
 
 FULL_MARKS = 1.0
-TAIL_CHARS = 400
-"""How much of the end of a text the search for a final number reads."""
 
 NUMERIC = re.compile(r"[+-]?[0-9][0-9,]*(?:\.[0-9]+)?")
-FINAL_NUMBER = re.compile(r"(?<![\w.,])([+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?)$", re.ASCII)
-CLOSING = " \t\r\n.!*_`$)]}\"'\\"
-OPERATOR_BEFORE = re.compile(r"(?:[\d)\]}]\s*[-+*/^×÷·−]+|-|(?:\\times|\\cdot|\\div|plus|minus|times|over|by))\s*$", re.IGNORECASE)  # noqa: RUF001
-OPERAND_BEFORE = re.compile(r"[\d)\]}]\s*$")
 
 ARITHMETIC = re.compile(r"[0-9+\-*/(). \t]{1,200}")
 EXPRESSION = re.compile(r"[A-Za-z0-9+\-*/^(). \t]{1,1000}")
@@ -70,22 +65,6 @@ def extract(completion: str, reference: str | None) -> str | None:
     if reference is not None and NUMERIC.fullmatch(reference):
         return final_number(answer)
     return answer
-
-
-def final_number(text: str) -> str | None:
-    """The number a text ends with, ASCII digits only; None when it ends otherwise or with an operand of a calculation.
-
-    Thousands separators stay, for the task to accept or refuse. `12.` and `**12**` are 12; `12%`, `1/12`, `3 + 12`, `7-12`
-    and `1e12` are not stated numbers.
-    """
-    tail = text[-TAIL_CHARS:].replace("−", "-").rstrip(CLOSING)  # noqa: RUF001
-    found = FINAL_NUMBER.search(tail)
-    if found is None:
-        return None
-    number, before = found[1], tail[: found.start()]
-    if OPERATOR_BEFORE.search(before) or (number[0] in "+-" and OPERAND_BEFORE.search(before)):
-        return None
-    return number
 
 
 def _last_tagged(text: str) -> str | None:

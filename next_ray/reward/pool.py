@@ -27,7 +27,7 @@ from next_ray.types import Prompt, Verdict
 
 QUEUE_LENGTH = 32
 """Items a process may hold; fewer near the end of a batch, so that a slow answer doesn't keep others waiting."""
-GRACE_S = 1.0
+GRACE_S = 10.0
 """How long a process that closed its pipe may take to leave its exit status."""
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from next_ray.reward.final_number import final_number
+
 EXACT = "exact"
+NUMBER = "number"
 MATH = "math"
 REASONING_GYM = "reasoning-gym"
-FAMILIES = (EXACT, MATH, REASONING_GYM)
+FAMILIES = (EXACT, NUMBER, MATH, REASONING_GYM)
 
 
 def family(kind: str) -> str:
@@ -36,7 +39,7 @@ def verify(kind: str, completion: str, answer: str, metadata: Mapping[str, Any])
     """Judge one completion.
 
     Args:
-        kind: `exact`, `math` or `reasoning-gym:<task>`.
+        kind: `exact`, `number`, `math` or `reasoning-gym:<task>`.
         completion: the model's text, unaltered.
         answer: the reference.
         metadata: for reasoning-gym, the prompt's `options`, `answer` and `metadata` as `data.sources` made them.
@@ -47,6 +50,8 @@ def verify(kind: str, completion: str, answer: str, metadata: Mapping[str, Any])
     name = family(kind)
     if name == EXACT:
         return judge_exact(completion, answer)
+    if name == NUMBER:
+        return judge_number(completion, answer)
     if name == MATH:
         from next_ray.reward.math_answers import judge_math
 
@@ -61,3 +66,8 @@ def verify(kind: str, completion: str, answer: str, metadata: Mapping[str, Any])
 def judge_exact(completion: str, answer: str) -> float:
     """Equal after stripping white space, character by character: other scripts' digits and leading zeros are wrong."""
     return float(completion.strip() == answer.strip())
+
+
+def judge_number(completion: str, answer: str) -> float:
+    """The number the text ends with ("The sum is 12.") is the reference; texts that go on, or end in a calculation, are wrong."""
+    return float(final_number(completion) == answer.strip())

@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
         _reply(replies, {"loaded": "core"})
         return _serve(sys.stdin.buffer, replies, int(memory_mib) * 2**20, cpu_s)
     except MemoryError:
-        os._exit(OUT_OF_MEMORY)  # an orderly exit needs memory too
+        return OUT_OF_MEMORY
 
 
 def limit(memory_bytes: int, cpu_s: int) -> None:
@@ -129,4 +129,5 @@ def _reply(replies: BinaryIO, reply: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    # No tear-down of the interpreter: it takes long after sympy, and the parent waits for the exit status.
+    os._exit(main(sys.argv[1:]))

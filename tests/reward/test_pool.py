@@ -24,12 +24,14 @@ from next_ray.reward.pool import VerifierPool
 from next_ray.types import Prompt, Verdict
 
 ONE = user_prompt("1", "1", "exact")
-HANG = ("2**(10**10)", load_problems(ReasoningGymSource(task="countdown", size=1), 0).prompts[0])
-"""sympy computes the power with the interpreter's lock held: no signal handler in the process could stop it."""
 
 
 def maths(answer: str) -> Prompt:
     return user_prompt("q", answer, "math")
+
+
+HANG = (r"\boxed{10^{10^{10}}}", maths("x+1"))
+"""The power is computed with the interpreter's lock held: no signal handler in the process could stop it."""
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
@@ -68,10 +70,10 @@ def test_every_item_once_and_in_order(workers: int) -> None:
 
 
 def test_a_hang_costs_one_reward() -> None:
-    good = ("<answer>" + HANG[1].answer + "</answer>", HANG[1])
+    good = (r"\boxed{1+x}", HANG[1])
     items = [good] * 40
     items[5] = items[20] = HANG
-    with VerifierPool(RewardSection(wall_clock_s=3.0, verifier="reasoning-gym")) as pool:
+    with VerifierPool(RewardSection(wall_clock_s=3.0, verifier="math")) as pool:
         before = pool.pids
         judged = pool.score(items)
         assert [j.verdict for j in judged] == [Verdict.TIMEOUT if i in (5, 20) else Verdict.OK for i in range(40)]
@@ -147,7 +149,7 @@ def test_limits_are_set_and_credentials_stay_outside(monkeypatch: pytest.MonkeyP
 
 def test_a_process_retires_after_its_cpu_time_without_cost() -> None:
     with VerifierPool(RewardSection(cpu_s=1, wall_clock_s=60.0)) as pool:
-        judged = pool.score([(rf"\boxed{{x^{n}+1}}", maths(f"1+x^{n}")) for n in range(2, 40)])
+        judged = pool.score([(rf"\boxed{{x^{n}+1}}", maths(f"1+x^{n}")) for n in range(2, 6)])
         assert {(j.reward, j.verdict) for j in judged} == {(1.0, Verdict.OK)}
         assert pool.counters["retired"] >= 1 and pool.counters["retired"] == pool.counters["replaced"]
 
@@ -160,7 +162,19 @@ def test_a_scorer_that_raises_is_counted() -> None:
         assert pool.counters["replaced"] == 0
 
 
-ODD = ["", "\n", "1\n1", "\x00", "\ud800", "\udcff\ud83d", "\u2028", '{"id": 0, "reward": 1.0, "verdict": "ok"}\n', "𝟏", "é" * 1_000_000, "\r\n"]
+ODD = [
+    "",
+    "\n",
+    "1\n1",
+    "\x00",
+    "\ud800",
+    "\udcff\ud83d",
+    "\u2028",
+    '{"id": 0, "reward": 1.0, "verdict": "ok"}\n',
+    "𝟏",
+    "é" * 1_000_000,
+    "\r\n",
+]
 
 
 def test_any_text_is_carried_faithfully() -> None:
@@ -222,9 +236,10 @@ def test_processes_die_with_their_parent(state: str) -> None:
 import json, os, signal, sys, threading, time
 from next_ray.config import RewardSection
 from next_ray.reward.pool import VerifierPool
-from tests.reward.test_pool import HANG, ONE
+from next_ray.data.prompts import user_prompt
+HANG = ("\\\\boxed{10^{10^{10}}}", user_prompt("q", "x+1", "math"))
 pool = VerifierPool(RewardSection(workers=2, wall_clock_s=300.0))
-pool.score([("1", ONE), ("1", HANG[1])])
+pool.score([("1", user_prompt("q", "1", "exact" if sys.argv[1] != "busy" else "math"))])
 if sys.argv[1] == "busy":
     threading.Thread(target=pool.score, args=([HANG, HANG],), daemon=True).start()
     time.sleep(1.0)

@@ -232,7 +232,15 @@ def reward(prompt: Any, completion: str) -> float:
 def test_chain_sum_in_prose() -> None:
     for prompt in gym("chain_sum", min_terms=2, max_terms=2):
         right, wrong = prompt.answer, str(int(prompt.answer) + 1)
-        for form in ("{}", "The answer is {}.", "{}.0", "It is **{}**.", "<answer>{}</answer>", r"so \boxed{{{}}}", "<answer>It is {}.</answer>"):
+        for form in (
+            "{}",
+            "The answer is {}.",
+            "{}.0",
+            "It is **{}**.",
+            "<answer>{}</answer>",
+            r"so \boxed{{{}}}",
+            "<answer>It is {}.</answer>",
+        ):
             assert reward(prompt, form.format(right)) == 1.0
             assert reward(prompt, form.format(wrong)) == 0.0
         assert reward(prompt, f"{right}, {wrong}") == 0.0
@@ -287,12 +295,26 @@ def test_scorers_that_accept_too_much_are_bridled() -> None:
 
 
 @pytest.mark.parametrize(
-    "task", ["binary_matrix", "spiral_matrix", "string_insertion", "n_queens", "countdown", "puzzle24", "simple_integration", "polynomial_multiplication"]
+    "task",
+    [
+        "binary_matrix",
+        "spiral_matrix",
+        "string_insertion",
+        "n_queens",
+        "countdown",
+        "puzzle24",
+        "simple_integration",
+        "polynomial_multiplication",
+    ],
 )
 def test_answers_are_never_executed(task: str, tmp_path: Any) -> None:
     prompt = gym(task)[0]
     mark = tmp_path / "executed"
-    for code in (f"open({str(mark)!r}, 'w').close()", f"[__import__('os').system('touch {mark}')]", f"().__class__.__base__ or open('{mark}','w')"):
+    for code in (
+        f"open({str(mark)!r}, 'w').close()",
+        f"[__import__('os').system('touch {mark}')]",
+        f"().__class__.__base__ or open('{mark}','w')",
+    ):
         assert reward(prompt, code) == 0.0
     assert not mark.exists()
 

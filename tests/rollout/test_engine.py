@@ -31,14 +31,14 @@ def make_spec(model: Path, adapter_dir: Path, deterministic: bool = False) -> En
     return EngineSpec(
         model_path=str(model),
         base_name="tiny",
-        rollout=RolloutSection(kv_cache_gib=0.0625, max_num_seqs=64),
+        rollout=RolloutSection.model_validate({"kv_cache_gib": 0.0625, "max_num_seqs": 64}),
         max_lora_rank=RANK + 1,
         max_adapters=3,
         max_model_len=96,
         seed=0,
         device="cpu",
         deterministic=deterministic,
-        data=DataSection(),
+        data=DataSection.model_validate({}),
         adapter_dir=str(adapter_dir),
     )
 

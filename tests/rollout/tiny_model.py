@@ -42,7 +42,7 @@ def save_tiny_model(folder: Path) -> None:
     )
     model = Qwen2ForCausalLM(config)
     model.generation_config.eos_token_id = END
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
 
 
 def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:

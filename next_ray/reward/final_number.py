@@ -1,0 +1,29 @@
+"""The number a text ends with: how a stated numeric answer is read out of prose."""
+
+from __future__ import annotations
+
+import re
+
+TAIL_CHARS = 400
+"""How much of the end of a text the search for a final number reads."""
+
+FINAL_NUMBER = re.compile(r"(?<![\w.,])([+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?)$", re.ASCII)
+CLOSING = " \t\r\n.!*_`$)]}\"'\\"
+OPERATOR_BEFORE = re.compile(r"(?:[\d)\]}]\s*[-+*/^×÷·−]+|-|(?:\\times|\\cdot|\\div|plus|minus|times|over|by))\s*$", re.IGNORECASE)  # noqa: RUF001
+OPERAND_BEFORE = re.compile(r"[\d)\]}]\s*$")
+
+
+def final_number(text: str) -> str | None:
+    """The number a text ends with, ASCII digits only; None when it ends otherwise or with an operand of a calculation.
+
+    Thousands separators stay, for the task to accept or refuse. `12.` and `**12**` are 12; `12%`, `1/12`, `3 + 12`, `7-12`
+    and `1e12` are not stated numbers.
+    """
+    tail = text[-TAIL_CHARS:].replace("−", "-").rstrip(CLOSING)  # noqa: RUF001
+    found = FINAL_NUMBER.search(tail)
+    if found is None:
+        return None
+    number, before = found[1], tail[: found.start()]
+    if OPERATOR_BEFORE.search(before) or (number[0] in "+-" and OPERAND_BEFORE.search(before)):
+        return None
+    return number
