@@ -64,6 +64,7 @@ lock: $(VENV)/.uv.stamp
 	$(LOCK) --extra cpu -o requirements/cpu.txt > /dev/null
 	$(LOCK) --extra cpu --extra dev -c requirements/cpu.txt -o requirements/dev.txt > /dev/null
 	$(LOCK) --extra cpu --extra dev --extra bench -c requirements/dev.txt -o requirements/bench.txt > /dev/null
+	$(LOCK) --extra gpu -o requirements/gpu.txt > /dev/null
 
 clean:
 	rm -rf $(VENV) outputs build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -5,16 +5,16 @@ Level 1: pure. All memory figures are estimates from shapes; what each includes 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 
 from next_ray.config import Config
 from next_ray.model_facts import ModelFacts
 from next_ray.progress import Progress, Schedule
+from next_ray.rollout.spec import LORA_RANKS
 
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Slot sizes vLLM accepts as `max_lora_rank`."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,16 @@ class RunSchedule:
 
 @dataclass(frozen=True)
 class Placed:
-    """One kind of actor: how many, what each bundle of its placement group asks for, and the labels its node needs."""
+    """One kind of actor: how many, what one of them reserves (nothing: it yields to the others), and its node's labels."""
 
     actor: str
     count: int
-    bundles_each: int
-    bundle: str
-    labels: str
-    num_cpus: float
-    num_gpus: float
+    bundle: Mapping[str, float]
+    labels: Mapping[str, str]
+
+    def total(self, resource: str) -> float:
+        """What all of them reserve of a resource."""
+        return self.count * self.bundle.get(resource, 0)
 
 
 @dataclass(frozen=True)
@@ -101,43 +102,29 @@ def run_schedule(config: Config) -> RunSchedule:
     )
 
 
+def engine_bundle(config: Config, *, on_gpu: bool) -> dict[str, float]:
+    """One engine's bundle. On CPU it is one core whatever its threads: rollout and update take turns."""
+    return {"CPU": 1, "GPU": config.rollout.tensor_parallel_size} if on_gpu else {"CPU": 1}
+
+
+def learner_bundle(*, on_gpu: bool) -> dict[str, float]:
+    """One learner rank's bundle."""
+    return {"CPU": 1, "GPU": 1} if on_gpu else {"CPU": 1}
+
+
 def placement(config: Config, *, on_gpu: bool) -> tuple[Placed, ...]:
     """What the run asks of the cluster, actor by actor."""
-
-    def labels(wanted: dict[str, str]) -> str:
-        return ", ".join(f"{k}={v}" for k, v in sorted(wanted.items())) or "any"
-
-    def bundle(threads: int) -> tuple[str, float, float]:
-        return ("1 GPU, 1 CPU", 1.0, 1.0) if on_gpu else (f"{threads} CPU", float(threads), 0.0)
-
-    rollout, learner, cluster = config.rollout, config.learner, config.cluster
-    engine, engine_cpus, engine_gpus = bundle(rollout.threads)
-    rank, rank_cpus, rank_gpus = bundle(learner.threads)
-    spans, workers = rollout.tensor_parallel_size, config.extrapolation.delta_workers
+    cluster = config.cluster
+    engine, learner = engine_bundle(config, on_gpu=on_gpu), learner_bundle(on_gpu=on_gpu)
     rows = [
-        Placed(
-            "rollout engine",
-            rollout.engines,
-            spans,
-            engine,
-            labels(cluster.engine_labels),
-            engine_cpus * spans * rollout.engines,
-            engine_gpus * spans * rollout.engines,
-        ),
-        Placed(
-            "learner rank (one gang)",
-            learner.ranks,
-            1,
-            rank,
-            labels(cluster.learner_labels),
-            rank_cpus * learner.ranks,
-            rank_gpus * learner.ranks,
-        ),
-        Placed("verifier process", config.reward.workers, 1, "no reservation", "any", 0.0, 0.0),
+        Placed("rollout engine (a group each)", config.rollout.engines, engine, cluster.engine_labels),
+        Placed("learner rank (one gang)", config.learner.ranks, learner, cluster.learner_labels),
+        Placed(f"verifier, {config.reward.workers} process(es) each", config.reward.actors, {}, {}),
+        Placed("checkpoint archive", 1, {}, {}),
     ]
     if config.extrapolation.enabled:
-        rows.append(Placed("delta worker", workers, 1, "no reservation", "any", 0.0, 0.0))
-        rows.append(Placed("predictor", 1, 1, "no reservation", "any", 0.0, 0.0))
+        rows.append(Placed("delta worker", config.extrapolation.delta_workers, {}, {}))
+        rows.append(Placed("predictor", 1, {}, {}))
     return tuple(rows)
 
 
@@ -149,7 +136,7 @@ def engine_memory(config: Config, facts: ModelFacts, *, on_gpu: bool) -> tuple[M
     """
     rollout, width = config.rollout, _BYTES[config.rollout.dtype]
     spans = rollout.tensor_parallel_size
-    adapters = 1 + (run_schedule(config).num_candidates if config.extrapolation.enabled else 0)
+    adapters = adapter_slots(config)
     slot = facts.lora_parameters(lora_slot_rank(config), config.learner.lora.target_modules) * width
     if on_gpu:
         sequence = config.data.max_prompt_tokens + rollout.max_response_tokens
@@ -163,10 +150,19 @@ def engine_memory(config: Config, facts: ModelFacts, *, on_gpu: bool) -> tuple[M
     )
 
 
+def adapter_slots(config: Config) -> int:
+    """Adapters an engine holds at once: the one in force and all candidates, or what the final evaluation compares."""
+    return max(4, 1 + (run_schedule(config).num_candidates if config.extrapolation.enabled else 0))
+
+
+def widest_adapter(config: Config) -> int:
+    """The largest rank an engine must serve: a two-point candidate may have twice the trained one."""
+    return config.learner.lora.rank * (2 if config.extrapolation.enabled else 1)
+
+
 def lora_slot_rank(config: Config) -> int:
-    """The smallest `max_lora_rank` that holds a candidate: rank + 1 with extrapolation, else the trained rank."""
-    wanted = config.learner.lora.rank + (1 if config.extrapolation.enabled else 0)
-    return next((rank for rank in _LORA_RANKS if rank >= wanted), _LORA_RANKS[-1])
+    """The smallest `max_lora_rank` of vLLM that holds the widest adapter."""
+    return next((rank for rank in LORA_RANKS if rank >= widest_adapter(config)), LORA_RANKS[-1])
 
 
 def kv_bytes_per_token(facts: ModelFacts, width: int) -> int:

@@ -101,11 +101,6 @@ class TrainingLoop:
 
     async def run(self) -> None:
         """Train to the last planned step; raises `TrainingError` when that made no update at all."""
-        if self.progress.step >= self.config.run.steps:
-            raise TrainingError(
-                f"Run {self.config.run.name!r} already has all of its {self.config.run.steps} steps, so there was nothing to train. "
-                "Raise run.steps to train on, or choose another run.name to start anew."
-            )
         try:
             await self._serve()
             if self.schedule.attempt_due(self.progress):  # the last driver died between a checkpoint and its jump

@@ -12,14 +12,17 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from next_ray.config import Config
-from next_ray.errors import ConfigError, LeaseError, NextRayError
+from next_ray.errors import ConfigError, LeaseError, NextRayError, TrainingError
 from next_ray.model_facts import facts_of
 from next_ray.models.folder import cache_root
+from next_ray.models.resolve import PreparedModel, prepare_model
 from next_ray.report.dry_run import dry_run
+from next_ray.report.report import Report, Reporters
 from next_ray.settings import load_config
 from next_ray.store.checkpoints import CheckpointStore
 from next_ray.store.lease import Lease
 
+SUMMARY = "summary"
 USER_ERROR = 2
 INTERRUPTED = 130
 
@@ -92,12 +95,9 @@ async def execute(config: Config) -> None:
     from next_ray.actors.launch import launch
     from next_ray.actors.metrics import MetricsReporter
     from next_ray.actors.probing import probe
-    from next_ray.actors.warmstart import train_tiny_with_ray
-    from next_ray.data.prepare import filter_by_length, load_splits
+    from next_ray.data.prepare import filter_by_length, load_splits, load_tokenizer
     from next_ray.loop import Stages, TrainingLoop
-    from next_ray.models.resolve import load_tokenizer, prepare_model
     from next_ray.progress import Progress, Schedule, resumed
-    from next_ray.report.report import Report, Reporters
 
     output = Path(config.run.output_dir).expanduser() / config.run.name
     async with AsyncExitStack() as stack:
@@ -105,20 +105,26 @@ async def execute(config: Config) -> None:
         store = CheckpointStore(config.store.url, config.run.name, config.store.endpoint_url)
         await asyncio.to_thread(store.check_access)
         lease = await stack.enter_async_context(_held_lease(store, config.store.lease_s))
+        latest = await asyncio.to_thread(store.latest)
+        progress = resumed(latest, Schedule(config.extrapolation, config.run.steps)) if latest else Progress()
+        if progress.step >= config.run.steps and store.get_json(SUMMARY) is not None:
+            raise TrainingError(
+                f"Run {config.run.name!r} already has all of its {config.run.steps} steps, so there was nothing to train. "
+                "Raise run.steps to train on, or choose another run.name to start anew."
+            )
         splits, load_report = load_splits(config)
         report.say(load_report)
 
+        # Only the tiny model needs Ray to be made; any other is checked before anything is started.
+        model = None if config.model.name == "tiny" else await _prepare(config, report)
         report.phase("opening Ray")
         gang = config.rollout.engines + config.learner.ranks
         cluster = stack.enter_context(open_cluster(config.cluster, f"next_ray-{config.run.name}", gang))
-        report.phase("preparing the model")
-        model = await asyncio.to_thread(prepare_model, config.model, train_tiny_with_ray)
+        model = model or await _prepare(config, report)
         store.claim_identity({"base_fingerprint": model.fingerprint, "model": model.name, "lora_rank": config.learner.lora.rank})
-        splits, length_report = filter_by_length(splits, load_tokenizer(model), config)
+        splits, length_report = filter_by_length(splits, load_tokenizer(model.path, config.model.trust_remote_code), config)
         report.say(length_report)
 
-        latest = await asyncio.to_thread(store.latest)
-        progress = resumed(latest, Schedule(config.extrapolation, config.run.steps)) if latest else Progress()
         report.resume(progress.step, store.read_table("metrics", progress.step) if latest else [], progress.jumps)
         launched = await stack.enter_async_context(launch(config, cluster, model, store, latest.id if latest else None, lease.token, report.say))
         report.phase("probing")
@@ -130,8 +136,17 @@ async def execute(config: Config) -> None:
         if latest:
             report.say(f"resuming from step {progress.step} ({latest.id})")
             await loop.rebuild_trajectory()
-        await loop.run()
-        report.finish(await loop.finish(), await launched.trajectory.background_s(), progress.jumps)
+        if progress.step < config.run.steps:  # else the last driver died before its final evaluation
+            await loop.run()
+        summary = report.finish(await loop.finish(), await launched.trajectory.background_s(), progress.jumps)
+        await launched.archive.record(SUMMARY, summary)
+
+
+async def _prepare(config: Config, report: Report) -> PreparedModel:
+    from next_ray.actors.warmstart import train_tiny_with_ray
+
+    report.phase("preparing the model")
+    return await asyncio.to_thread(prepare_model, config.model, train_tiny_with_ray)
 
 
 @asynccontextmanager

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from next_ray.estimate import (
     activation_bytes_per_token,
+    adapter_slots,
     batch_sizes,
     engine_memory,
     kv_bytes_per_token,
@@ -13,6 +16,7 @@ from next_ray.estimate import (
     lora_slot_rank,
     placement,
     run_schedule,
+    widest_adapter,
 )
 from next_ray.model_facts import facts_from_config, facts_of
 from next_ray.settings import load_config
@@ -57,13 +61,28 @@ def test_schedule_repeats_and_never_jumps_at_the_last_step() -> None:
 
 
 def test_placement_counts_every_bundle() -> None:
-    config = load_config(
-        None, ["rollout.engines=3", "rollout.tensor_parallel_size=2", "learner.ranks=4", "cluster.engine_labels={market: spot}"]
-    )
+    config = load_config(None, ["rollout.engines=3", "rollout.tensor_parallel_size=2", "learner.ranks=4"])
     rows = placement(config, on_gpu=True)
-    assert sum(row.num_gpus for row in rows) == 3 * 2 + 4
-    assert rows[0].labels == "market=spot"
-    assert sum(row.num_cpus for row in placement(load_config(None, ["learner.threads=3"]), on_gpu=False)) == 1 + 3
+    assert sum(row.total("GPU") for row in rows) == 3 * 2 + 4
+    assert sum(row.total("CPU") for row in rows) == 3 + 4
+    assert sum(row.total("CPU") for row in placement(config, on_gpu=False)) == 3 + 4
+    assert "predictor" not in {row.actor for row in placement(load_config(None, ["extrapolation.enabled=false"]), on_gpu=False)}
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_placement_and_slots_are_what_is_really_asked_for(device: str) -> None:
+    from next_ray.actors import launch
+    from next_ray.models.resolve import PreparedModel
+
+    config = load_config(None, ["rollout.tensor_parallel_size=3", "extrapolation.alphas=[0.5, 1, 2, 3]", "learner.lora.rank=20"])
+    engine, learner, *rest = placement(config, on_gpu=device == "gpu")
+    assert engine.bundle == launch._engine_bundle(config, device)
+    assert learner.bundle == launch._learner_bundle(device)
+    assert all(not row.bundle for row in rest)
+    model = PreparedModel(**{field.name: None for field in dataclasses.fields(PreparedModel)})  # pyright: ignore[reportArgumentType]
+    spec = launch.engine_spec(config, model, device)
+    assert (spec.max_adapters, spec.max_lora_rank) == (adapter_slots(config), widest_adapter(config))
 
 
 def test_memory_of_a_7b_learner_by_hand() -> None:
@@ -87,9 +106,10 @@ def test_memory_of_a_7b_learner_by_hand() -> None:
     assert engine_memory(load_config(None, [*PAPER, "rollout.tensor_parallel_size=2"]), facts, on_gpu=True)[0].num_bytes == 7_615_616_512
 
 
-def test_a_candidates_rank_decides_the_slot() -> None:
+def test_the_widest_candidate_decides_the_slot() -> None:
     assert lora_slot_rank(load_config(None, PAPER)) == 128
     assert lora_slot_rank(load_config(None, [*PAPER, "extrapolation.enabled=false"])) == 64
+    assert lora_slot_rank(load_config(None, ["learner.lora.rank=20"])) == 64
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -135,13 +135,6 @@ def test_resuming_from_any_checkpoint_ends_like_the_uninterrupted_run(gains: dic
         ]
 
 
-def test_a_finished_run_is_not_silently_trained_again() -> None:
-    world = World(config(steps=2))
-    run(world.loop())
-    with pytest.raises(TrainingError, match=r"already has all of its 2 steps.*run\.steps.*run\.name"):
-        run(world.loop(world.archive.committed[-1]))
-
-
 def test_a_run_without_any_update_is_an_error() -> None:
     world = World(config(steps=2, enabled=False))
     loop = world.loop()

@@ -9,7 +9,7 @@ from next_ray.config import Config
 from next_ray.data.sources import load_problems
 from next_ray.data.splits import Splits, split
 from next_ray.data.template import PromptEncoder
-from next_ray.errors import DataError
+from next_ray.errors import DataError, ModelError
 
 
 def load_splits(config: Config) -> tuple[Splits, str]:
@@ -26,6 +26,17 @@ def load_splits(config: Config) -> tuple[Splits, str]:
     splits = split(train.prompts, held_out, data.gate_prompts, data.test_prompts, seed)
     lines.append(f"{len(splits.train)} to train on, {len(splits.gate)} for the gate, {len(splits.test)} for the test")
     return splits, "; ".join(lines)
+
+
+def load_tokenizer(folder: str, trust_remote_code: bool) -> Any:
+    """The tokenizer of a model folder; raises `ModelError` when it cannot be read."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except (ValueError, OSError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"{folder}: the tokenizer cannot be read ({reason}). Save the model's tokenizer into that folder.") from error
 
 
 def filter_by_length(splits: Splits, tokenizer: Any, config: Config) -> tuple[Splits, str]:

@@ -12,36 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from next_ray.config import AlgorithmSection, LearnerSection
 from next_ray.errors import ConfigError
 from next_ray.learn.batches import TrainingBatch, token_batch, training_batch
 from next_ray.learn.engine import join_process_group, leave_process_group, quiet, start_engine
 from next_ray.learn.losses import clipped_surrogate, kl_penalty, token_weights
+from next_ray.learn.lora import initial_weights, lora_parameters
 from next_ray.learn.masters import Masters, open_masters
 from next_ray.learn.meter import Meter
 from next_ray.learn.packing import require_version
-from next_ray.learn.policy import initial_weights, load_policy, lora_parameters
+from next_ray.learn.policy import PolicySpec, load_policy
 from next_ray.learn.schedule import Rewarm, learning_rate
+from next_ray.learn.spec import LearnerSpec
 from next_ray.types import Adapter, Group, LearnerState, LoraFactors, MicroBatch, MiniBatch, UpdatePlan
-
-
-@dataclass(frozen=True)
-class LearnerSpec:
-    """What a rank needs to start; all ranks get the same but for `rank`. `model_path` is a local folder."""
-
-    model_path: str
-    learner: LearnerSection
-    algorithm: AlgorithmSection
-    temperature: float
-    seed: int
-    rank: int
-    world_size: int
-    master_addr: str
-    master_port: int
-    total_optimizer_steps: int
-    device: Literal["cpu", "gpu"]
-    deterministic: bool
-    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +45,9 @@ class _Step:
     batch: TrainingBatch
     weights: Tensor
     old: Tensor | None
+
+
+__all__ = ["DeepSpeedLearner", "LearnerSpec", "Progress"]
 
 
 class DeepSpeedLearner:
@@ -95,9 +80,17 @@ class DeepSpeedLearner:
         dtype = torch.bfloat16 if cfg.dtype == "bfloat16" else torch.float32
         with quiet():
             self._policy = load_policy(
-                spec.model_path, cfg.lora, dtype, spec.temperature, cfg.gradient_checkpointing, spec.trust_remote_code
+                PolicySpec(
+                    model_path=spec.model_path,
+                    lora=cfg.lora,
+                    dtype=dtype,
+                    temperature=spec.temperature,
+                    gradient_checkpointing=cfg.gradient_checkpointing,
+                    trust_remote_code=spec.trust_remote_code,
+                    on_cpu=spec.device == "cpu",
+                )
             )
-            parameters = lora_parameters(self._policy)
+            parameters = lora_parameters(self._policy.model)
             shapes = {name: tuple(p.shape) for name, p in parameters.items()}
             self._engine = start_engine(self._policy, cfg)
         self._shapes = shapes

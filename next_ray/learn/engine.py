@@ -45,6 +45,8 @@ def join_process_group(rank: int, world_size: int, address: str, port: int, devi
     )  # LOCAL_RANK 0: a rank sees only the GPU that was given to it
     if device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+    # DeepSpeed calls collectives by names that torch has renamed: a warning per call.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     import deepspeed
 
     # DeepSpeed would compile a shared-memory all-reduce at the first start: half a minute and a compiler for no gain here.

@@ -1,25 +1,24 @@
 """The model under training: a causal language model with a LoRA adapter, giving log-probabilities of completion tokens.
 
-Shape legend: S sequences, L padded length, N completion tokens, D hidden size, V vocabulary, R rank, I/O in/out features.
+Shape legend: S sequences, L padded length, N completion tokens, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from next_ray.config import LoraSection
-from next_ray.errors import ConfigError, ModelError
+from next_ray.errors import ModelError
+from next_ray.learn.attention import register_short_causal
 from next_ray.learn.logprobs import token_logprobs
-from next_ray.types import Adapter, LoraFactors
-
-ADAPTER_NAME = "default"
+from next_ray.learn.lora import add_adapter, delta_hook, lora_layers
+from next_ray.types import Adapter
 
 
 class Policy(nn.Module):
@@ -58,8 +57,8 @@ class Policy(nn.Module):
         layers = lora_layers(self.model)
         unknown = sorted(set(adapter) - set(layers))
         if unknown:
-            raise ModelError(f"The adapter has factors for {unknown[0]!r}, where the learner has no LoRA layer. Expected {sorted(layers)[0]!r} ...")
-        handles = [layers[name].register_forward_hook(_added_delta(factors)) for name, factors in adapter.items()]
+            raise ModelError(f"The adapter has factors for {unknown[0]!r}, but the learner's adapter has only {sorted(layers)}.")
+        handles = [layers[name].register_forward_hook(delta_hook(factors)) for name, factors in adapter.items()]
         try:
             with self.model.disable_adapter():
                 yield
@@ -68,79 +67,39 @@ class Policy(nn.Module):
                 handle.remove()
 
 
-def _added_delta(factors: LoraFactors) -> Any:
-    a, b = torch.from_numpy(np.ascontiguousarray(factors.a)), torch.from_numpy(np.ascontiguousarray(factors.b))
+@dataclass(frozen=True)
+class PolicySpec:
+    """How to build the policy from a local model folder."""
 
-    def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        x: Tensor = args[0]
-        low = nn.functional.linear(x, a.to(device=x.device, dtype=x.dtype))
-        return output + nn.functional.linear(low, b.to(device=x.device, dtype=x.dtype)) * factors.scale
+    model_path: str
+    lora: LoraSection
+    dtype: torch.dtype
+    temperature: float
+    gradient_checkpointing: bool
+    trust_remote_code: bool
+    on_cpu: bool
 
-    return hook
 
+def load_policy(spec: PolicySpec) -> Policy:
+    """Load the base model, switch dropout off and add the adapter; raises `ModelError` or `ConfigError`.
 
-def load_policy(model_path: str, lora: LoraSection, dtype: torch.dtype, temperature: float, checkpointing: bool, trust_remote_code: bool) -> Policy:
-    """Load the base model, freeze it and put a LoRA adapter on it; raises `ModelError` or `ConfigError`.
-
-    Scaled-dot-product attention without a mask: right padding and causality keep padding out of every token that counts.
+    No attention mask is ever passed: right padding and causality keep padding out of every token that counts.
     """
-    from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    attention = register_short_causal() if spec.on_cpu else "sdpa"
     try:
-        config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(spec.model_path, trust_remote_code=spec.trust_remote_code)
         for key, value in config.to_dict().items():
             if key.endswith(("dropout", "pdrop")) and isinstance(value, float):
                 setattr(config, key, 0.0)
         model = AutoModelForCausalLM.from_pretrained(
-            model_path, config=config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=trust_remote_code
+            spec.model_path, config=config, dtype=spec.dtype, attn_implementation=attention, trust_remote_code=spec.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise ModelError(f"The learner cannot load the model at {model_path!r}: {error}") from error
-    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
-    try:
-        peft_model = get_peft_model(
-            model,
-            LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets, exclude_modules=[head], task_type="CAUSAL_LM"),
-            adapter_name=ADAPTER_NAME,
-            autocast_adapter_dtype=False,
-        )
-    except ValueError as error:
-        raise ConfigError(f"learner.lora.target_modules={targets!r} does not fit the model at {model_path!r}: {error}") from error
-    if checkpointing:
+        raise ModelError(f"The learner cannot load the model at {spec.model_path!r}: {error}") from error
+    peft_model = add_adapter(model, spec.lora)
+    if spec.gradient_checkpointing:
         peft_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     # Dropout is off everywhere; only checkpointing asks for training mode.
-    return Policy(peft_model, temperature).train(checkpointing)
-
-
-def lora_layers(model: Any) -> dict[str, Any]:
-    """The LoRA layers by the base model's module names."""
-    from peft.tuners.lora import LoraLayer
-
-    return {name: module for name, module in model.base_model.model.named_modules() if isinstance(module, LoraLayer)}
-
-
-def lora_parameters(policy: Policy) -> dict[str, nn.Parameter]:
-    """Trained parameters as `<module>.lora_A` [R, I] and `<module>.lora_B` [O, R]."""
-    parameters: dict[str, nn.Parameter] = {}
-    for name, layer in lora_layers(policy.model).items():
-        parameters[f"{name}.lora_A"] = layer.lora_A[ADAPTER_NAME].weight
-        parameters[f"{name}.lora_B"] = layer.lora_B[ADAPTER_NAME].weight
-    return parameters
-
-
-def initial_weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
-    """LoRA's start: A uniform in +-1/sqrt(I) (Kaiming with a = sqrt 5, as PEFT does), B zero; float32.
-
-    Drawn per tensor from the seed and its name, hence equal on every rank and for every world size.
-    """
-    weights: dict[str, Tensor] = {}
-    for name, shape in shapes.items():
-        values = np.zeros(shape, dtype=np.float32)
-        if name.endswith(".lora_A"):
-            bound = shape[1] ** -0.5
-            generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
-            values = generator.uniform(-bound, bound, size=shape).astype(np.float32)
-        weights[name] = torch.from_numpy(values)
-    return weights
+    return Policy(peft_model, spec.temperature).train(spec.gradient_checkpointing)

@@ -1,4 +1,4 @@
-"""The tiny model: a Llama of about a million parameters that learns to add, one character a token.
+"""The tiny model: a Llama of 0.4 million parameters that learns to add, one character a token.
 
 It exists so that a whole run, training included, fits a laptop. Its teacher is deliberately fallible: a share of the
 demonstrations has one wrong digit, so the model knows more than its samples at temperature 1 show, and reinforcement
@@ -44,7 +44,7 @@ Report = Callable[[Mapping[str, float]], None]
 class TinySpec:
     """Everything that decides the tiny model, bit for bit."""
 
-    digits: int = 3
+    digits: int = 2
     """Largest number of digits of each operand."""
     operations: str = "+"
     """Operations it is taught: `+`, `-` or `+-`."""
@@ -54,7 +54,7 @@ class TinySpec:
     """Seed of the weights and of the demonstrations."""
     batch_size: int = 128
     """Demonstrations per step."""
-    lr: float = 1e-3
+    lr: float = 4e-3
     """Peak learning rate (AdamW)."""
     warmup_steps: int = 40
     """Steps of linear warm-up; then the rate falls on a cosine to a twentieth of its peak."""
@@ -66,7 +66,7 @@ class TinySpec:
     """Width of the residual stream."""
     intermediate_size: int = 384
     """Width of the feed-forward layers."""
-    num_layers: int = 4
+    num_layers: int = 2
     """Transformer layers."""
     num_heads: int = 4
     """Attention heads, each with its own keys and values."""

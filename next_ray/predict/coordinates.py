@@ -1,10 +1,11 @@
-"""Each module's vectors in an orthonormal basis of the few directions its trajectory has visited.
+"""Long vectors seen through a fixed random frame, so that NExt's network costs the same for any layer width.
 
-A module's u (or v) vectors of G, L and T are a few dozen points of R^D, and a predictor can neither see nor foretell anything
-outside their span. Expressing them there is exact while they fit in C coordinates, shrinks NExt's network from D to C, and gives
-modules comparable coordinates: the first is where the module has gone, the next how it turned.
+A module's u (or v) vectors of G, L and T are a few dozen points of R^D. A random orthonormal frame P [D, C] keeps their
+lengths and angles, and keeps different modules as distinct as they were (Johnson and Lindenstrauss 1984); the network works
+on C numbers instead of D. On the way back the vector is sought in the span of what the module's trajectory has visited, where
+P is one-to-one: nothing outside it can be foretold anyway. The frame is fixed, so a fit stays valid as the trajectory grows.
 
-Shape legend: N vectors, D dimension, C coordinates.
+Shape legend: N vectors, D dimension, C coordinates, S dimension of a span.
 """
 
 from __future__ import annotations
@@ -12,22 +13,27 @@ from __future__ import annotations
 import numpy as np
 
 SPAN_TOLERANCE = 1e-8
-"""Directions with less than this share of the largest squared singular value are left out of a basis."""
+"""Directions with less than this share of the largest squared singular value are left out of a span."""
 
 
-def span_basis(vectors: np.ndarray, num_coordinates: int, latest: np.ndarray, previous: np.ndarray | None = None) -> np.ndarray:
-    """The leading principal directions (uncentred) of `vectors` [N, D] as columns [D, C], zero columns where N spans less.
+def random_frame(dimension: int, num_coordinates: int, seed: int) -> np.ndarray:
+    """P [D, C] with orthonormal columns, scaled by sqrt(D / C) so that lengths keep; the identity when D <= C."""
+    if dimension <= num_coordinates:
+        return np.eye(dimension)
+    columns, _ = np.linalg.qr(np.random.default_rng([seed, dimension]).normal(size=(dimension, num_coordinates)))
+    return columns * np.sqrt(dimension / num_coordinates)
 
-    Signs make the coordinates of `latest` [D] non-negative. With a `previous` basis the new one is turned within its span
-    to be nearest to it (orthogonal Procrustes), so that a network fitted on the old coordinates stays fitted.
-    """
+
+def span(vectors: np.ndarray, max_dimension: int) -> np.ndarray:
+    """Orthonormal columns [D, S]: the leading principal directions (uncentred) of `vectors` [N, D], at most `max_dimension`."""
     x = vectors.astype(np.float64)
     size, mix = np.linalg.eigh(x @ x.T)
-    size, mix = size[::-1][:num_coordinates], mix[:, ::-1][:, :num_coordinates]
-    kept = size > SPAN_TOLERANCE * max(size[0], np.finfo(np.float64).tiny)
-    basis = np.zeros((x.shape[1], num_coordinates))
-    basis[:, : int(kept.sum())] = x.T @ (mix[:, kept] / np.sqrt(size[kept]))
-    if previous is None:
-        return basis * np.where(latest.astype(np.float64) @ basis < 0, -1.0, 1.0)
-    left, _, right = np.linalg.svd(basis.T @ previous)
-    return basis @ (left @ right)
+    size, mix = size[::-1][:max_dimension], mix[:, ::-1][:, :max_dimension]
+    kept = size > SPAN_TOLERANCE * max(float(size[0]), np.finfo(np.float64).tiny)
+    return x.T @ (mix[:, kept] / np.sqrt(size[kept]))
+
+
+def recover(coordinates: np.ndarray, frame: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """The vector [D] of span(basis) whose image under the frame is nearest to `coordinates` [C]; exact for images of the span."""
+    weights, *_ = np.linalg.lstsq(frame.T @ basis, coordinates, rcond=None)
+    return basis @ weights

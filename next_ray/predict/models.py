@@ -6,17 +6,17 @@ Shape legend: N examples, D dimension, C coordinates.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from next_ray.config import PredictorSection
-from next_ray.predict.coordinates import span_basis
+from next_ray.predict.coordinates import random_frame, recover, span
 from next_ray.predict.fit import Examples, fit, one_thread
 from next_ray.predict.network import NextNetwork
-from next_ray.predict.trajectory import AlignedTrajectory
+from next_ray.predict.trajectory import AlignedTrajectory, Triplets
 from next_ray.types import Triplet
 
 Orientation = Literal["u", "v"]
@@ -34,23 +34,28 @@ class GroupKey(NamedTuple):
 
 
 class VectorModel:
-    """Predicts u_T and v_T. `num_coordinates` None works on the entries themselves, as released (slow: cost grows with D)."""
+    """Predicts u_T and v_T. `num_coordinates` None works on the entries themselves, as released (cost grows with D)."""
 
     def __init__(self, cfg: PredictorSection, seed: int, num_coordinates: int | None) -> None:
         self._cfg = cfg
+        self._seed = seed
         self._generator = torch.Generator().manual_seed(seed)
         self._num_coordinates = num_coordinates
         self._networks: dict[GroupKey, NextNetwork] = {}
-        self._bases: dict[tuple[Orientation, str], np.ndarray] = {}
+        self._frames: dict[GroupKey, np.ndarray] = {}
 
     def fit(self, trajectory: AlignedTrajectory, steps: int) -> float:
         """Fit all networks on every example of the trajectory, from where they are; returns the summed last losses."""
-        self._update_bases(trajectory)
         loss = 0.0
         with one_thread():
             for key, members in sorted(_groups(trajectory, trajectory.examples()).items()):
-                network = self._network(key)
-                loss += fit(network, self._examples(trajectory, key, members, True), len(trajectory.targets), steps, self._cfg)
+                self._prepare(key)
+                examples = Examples(
+                    self._rows(trajectory.globals_, key, members),
+                    self._rows(trajectory.locals_, key, members),
+                    self._rows(trajectory.targets, key, members),
+                )
+                loss += fit(self._networks[key], examples, len(trajectory.targets), steps, self._cfg)
         return loss
 
     def predict(self, trajectory: AlignedTrajectory) -> dict[tuple[Orientation, str], np.ndarray]:
@@ -61,43 +66,32 @@ class VectorModel:
             for key, members in _groups(trajectory, [(last, name) for name in trajectory.trained(last)]).items():
                 if key not in self._networks:
                     continue
-                inputs = self._examples(trajectory, key, members, False)
-                found = self._networks[key](inputs.global_, inputs.local).double().numpy()
+                inputs = self._rows(trajectory.globals_, key, members), self._rows(trajectory.locals_, key, members)
+                found = self._networks[key](*inputs).double().numpy()
                 for (_, name), row in zip(members, found, strict=True):
-                    vector = self._bases[key.orientation, name] @ row if self._num_coordinates is not None else row
+                    vector = self._vector_of(row, key, name, trajectory)
                     size = np.linalg.norm(vector)
                     if np.isfinite(size) and size > 0:
                         result[key.orientation, name] = (vector / size).astype(np.float32)
         return result
 
-    def _network(self, key: GroupKey) -> NextNetwork:
-        if key not in self._networks:
-            dimension = key.dimension if self._num_coordinates is None else self._num_coordinates
-            self._networks[key] = NextNetwork(dimension, self._cfg.hidden, self._generator)
-        return self._networks[key]
-
-    def _update_bases(self, trajectory: AlignedTrajectory) -> None:
-        if self._num_coordinates is None:
+    def _prepare(self, key: GroupKey) -> None:
+        if key in self._networks:
             return
+        num_coordinates = key.dimension if self._num_coordinates is None else min(key.dimension, self._num_coordinates)
+        self._networks[key] = NextNetwork(num_coordinates, self._cfg.hidden, self._generator)
+        self._frames[key] = random_frame(key.dimension, num_coordinates, self._seed)
+
+    def _rows(self, deltas: Mapping[int, Triplets], key: GroupKey, members: Sequence[Example]) -> torch.Tensor:
+        vectors = np.stack([_vector(deltas[index][name], key.orientation) for index, name in members])
+        return torch.from_numpy((vectors @ self._frames[key]).astype(np.float32))
+
+    def _vector_of(self, row: np.ndarray, key: GroupKey, name: str, trajectory: AlignedTrajectory) -> np.ndarray:
+        if self._num_coordinates is None:
+            return row
         deltas = [*trajectory.globals_.values(), *trajectory.locals_.values(), *trajectory.targets.values()]
-        latest = trajectory.globals_[trajectory.last_index]
-        for name in latest:
-            for orientation in ("u", "v"):
-                vectors = np.stack([_vector(delta[name], orientation) for delta in deltas])
-                key = (orientation, name)
-                previous = self._bases.get(key)
-                self._bases[key] = span_basis(vectors, self._num_coordinates, _vector(latest[name], orientation), previous)
-
-    def _examples(self, trajectory: AlignedTrajectory, key: GroupKey, members: Sequence[Example], targets: bool) -> Examples:
-        def rows(deltas: dict[int, dict[str, Triplet]]) -> torch.Tensor:
-            vectors = []
-            for index, name in members:
-                vector = _vector(deltas[index][name], key.orientation)
-                vectors.append(vector if self._num_coordinates is None else vector @ self._bases[key.orientation, name])
-            return torch.from_numpy(np.stack(vectors).astype(np.float32))
-
-        empty = torch.empty(0)
-        return Examples(rows(trajectory.globals_), rows(trajectory.locals_), rows(trajectory.targets) if targets else empty)
+        visited = np.stack([_vector(delta[name], key.orientation) for delta in deltas])
+        return recover(row, self._frames[key], span(visited, self._num_coordinates // 2))
 
 
 class SigmaModel:
@@ -154,5 +148,5 @@ def _groups(trajectory: AlignedTrajectory, members: Sequence[Example]) -> dict[G
     return groups
 
 
-def _log_sizes(deltas: dict[int, dict[str, Triplet]], members: Sequence[Example]) -> np.ndarray:
+def _log_sizes(deltas: Mapping[int, Triplets], members: Sequence[Example]) -> np.ndarray:
     return np.log([deltas[index][name].sigma for index, name in members])

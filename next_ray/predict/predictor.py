@@ -17,8 +17,8 @@ from next_ray.types import BacktestScore, CheckpointTriplets, Triplet
 MIN_TARGETS = 2
 """Targets needed before a first fit: one transition would be memorised, two can disagree."""
 
-NUM_COORDINATES = 32
-"""Coordinates of a module's vectors; exact while its trajectory visits no more directions (see `coordinates`)."""
+NUM_COORDINATES = 128
+"""Coordinates of a vector; shorter ones keep their entries, longer ones are seen through a random frame (see `coordinates`)."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class TrajectoryPredictor:
         horizon: k in checkpoints.
         seed: seed of the networks' initialisation.
         abstain: withdraw when the back test says so (see `abstention`).
-        num_coordinates: coordinates of a module's vectors; None fits on raw entries as the release does.
+        num_coordinates: coordinates of a vector; None fits on all entries and predicts freely, as the release does.
     """
 
     def __init__(

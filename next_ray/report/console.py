@@ -113,7 +113,9 @@ class LiveDisplay:
     def __init__(self, console: Console, state: RunState) -> None:
         self._console, self._state = console, state
         self._spinner = Spinner("dots")
-        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True, redirect_stderr=False)
+        self._live = Live(
+            get_renderable=self._render, console=console, refresh_per_second=4, transient=True, redirect_stdout=False, redirect_stderr=False
+        )
         self._live.start()
 
     def phase(self) -> None:

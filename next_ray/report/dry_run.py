@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.syntax import Syntax
 from rich.table import Table
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from next_ray import estimate
 from next_ray.config import Config
-from next_ray.model_facts import ModelFacts, facts_of
+from next_ray.model_facts import ModelFacts
 from next_ray.settings import to_yaml
 
 
@@ -117,12 +117,14 @@ def _schedule(config: Config) -> RenderableType:
 
 def _placement(config: Config, on_gpu: bool) -> RenderableType:
     table = Table(box=None, pad_edge=False, padding=(0, 2))
-    for name in ("actor", "number", "bundles each", "a bundle", "node labels", "CPUs", "GPUs"):
-        table.add_column(name, justify="right" if name in ("number", "bundles each", "CPUs", "GPUs") else "left")
+    for name in ("actor", "number", "each reserves", "node labels", "CPUs", "GPUs"):
+        table.add_column(name, justify="right" if name in ("number", "CPUs", "GPUs") else "left")
     rows = estimate.placement(config, on_gpu=on_gpu)
     for row in rows:
-        table.add_row(row.actor, str(row.count), str(row.bundles_each), row.bundle, row.labels, f"{row.num_cpus:g}", f"{row.num_gpus:g}")
-    table.add_row("in all", "", "", "", "", f"{sum(r.num_cpus for r in rows):g}", f"{sum(r.num_gpus for r in rows):g}", style="bold")
+        reserves = ", ".join(f"{amount:g} {resource}" for resource, amount in row.bundle.items()) or "nothing"
+        labels = ", ".join(f"{key}={value}" for key, value in sorted(row.labels.items())) or "any"
+        table.add_row(row.actor, str(row.count), reserves, labels, f"{row.total('CPU'):g}", f"{row.total('GPU'):g}")
+    table.add_row("in all", "", "", "", *(f"{sum(row.total(resource) for row in rows):g}" for resource in ("CPU", "GPU")), style="bold")
     return Padding(table, (0, 0, 0, 2))
 
 
@@ -150,8 +152,3 @@ def _memory(config: Config, facts: ModelFacts | None, on_gpu: bool) -> Renderabl
 
 def _gib(num_bytes: float) -> str:
     return f"{num_bytes / 2**30:,.2f}" if num_bytes >= 2**30 / 100 else f"{num_bytes / 2**30:,.4f}"
-
-
-def print_dry_run(config: Config) -> None:
-    """Print `dry_run` of the configuration with what is known here of its model."""
-    Console(highlight=False).print(dry_run(config, facts_of(config.model)))

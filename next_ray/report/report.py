@@ -16,7 +16,7 @@ from next_ray.progress import Progress, Schedule
 from next_ray.report.console import RunState, accuracy_line, jump_lines, make_display
 from next_ray.report.final import Totals, final_table, summary
 from next_ray.report.metrics import JsonLines
-from next_ray.report.quiet import quiet
+from next_ray.report.quiet import duplicate_stdout, quiet
 from next_ray.report.rows import JUMP, STEP, Row, evaluation_row, jump_row, merged, step_row
 from next_ray.report.tensorboard import TensorBoard
 from next_ray.report.text import jump_sentence
@@ -68,7 +68,8 @@ class Report:
 
     def say(self, message: object) -> None:
         """Show a sentence."""
-        self._display.line(str(message))
+        if str(message):
+            self._display.line(str(message))
 
     def phase(self, name: str) -> None:
         """A phase begins."""
@@ -141,8 +142,8 @@ class Report:
 
     def finish(
         self, results: Sequence[EvaluationResult], background_s: Mapping[str, float], jumps: Sequence[Mapping[str, Any]] = ()
-    ) -> None:
-        """Print the final table and write `summary.json`. `jumps` are the accepted ones, should their rows be missing here."""
+    ) -> dict[str, Any]:
+        """Print the final table, write `summary.json` and return its content. `jumps` are the accepted ones, should their rows be missing here."""
         known = {row["step"] for row in self._totals.attempts}
         for jump in jumps:
             if jump["step"] not in known:
@@ -152,6 +153,7 @@ class Report:
         self._display.close()
         self._console.print(final_table(data))
         self._console.print(f"Logs, metrics and samples: {self._output}", soft_wrap=True, markup=False, highlight=False)
+        return data
 
     def _write(self, row: Row) -> None:
         self._metrics.append(row)
@@ -193,8 +195,9 @@ class Reporters:
 
 def _stdout_console() -> Console:
     """Tables need room: where the width is not known (a file, a job log), 140 columns are taken."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=max(140, console.width))
+    out = duplicate_stdout()
+    console = Console(highlight=False, file=out)
+    return console if console.is_terminal else Console(highlight=False, file=out, width=max(140, console.width))
 
 
 def _first_gate(config: Config) -> str:

@@ -33,8 +33,12 @@ def tokenizer(chat: bool, closing: bool = False) -> Any:
     return fast
 
 
+def section(**fields: Any) -> DataSection:
+    return DataSection(**fields)
+
+
 def read(fast: Any, prompt: Any, **fields: Any) -> str:
-    return fast.decode(PromptEncoder(fast, DataSection(**fields)).encode(prompt))
+    return fast.decode(PromptEncoder(fast, section(**fields)).encode(prompt))
 
 
 ASK = user_prompt("a {b} é", "1", "math")
@@ -66,7 +70,7 @@ def test_only_the_last_message_is_wrapped_and_the_config_replaces_the_system_mes
 
 
 def test_length_filter_counts_and_keeps_order() -> None:
-    encoder = PromptEncoder(tokenizer(False), DataSection())
+    encoder = PromptEncoder(tokenizer(False), section())
     prompts = [user_prompt("x" * length, "1", "exact") for length in (3, 10, 1, 4, 5)]
     fit = encoder.fits(prompts, 5)
     assert fit.kept == [prompts[0], prompts[2], prompts[3]] and fit.dropped == 2
@@ -80,13 +84,13 @@ def test_the_tiny_models_tokenizer() -> None:
     from next_ray.models.tiny import build_tokenizer
 
     fast = build_tokenizer()
-    ids = PromptEncoder(fast, DataSection()).encode(user_prompt("12+7=", "19", "exact"))
+    ids = PromptEncoder(fast, section()).encode(user_prompt("12+7=", "19", "exact"))
     assert len(ids) == 6 and ids[0] == fast.bos_token_id
     assert len(set(ids[1:])) == 5 and fast.unk_token_id not in ids
 
 
 def test_settings_that_cannot_work_are_refused() -> None:
-    with pytest.raises(ConfigError, match="no {prompt}"):
-        PromptEncoder(tokenizer(False), DataSection(template="solve"))
+    with pytest.raises(ConfigError, match=r"no \{prompt\}"):
+        PromptEncoder(tokenizer(False), section(template="solve"))
     with pytest.raises(ConfigError, match="no chat template"):
-        PromptEncoder(tokenizer(False), DataSection(chat=True))
+        PromptEncoder(tokenizer(False), section(chat=True))

@@ -26,6 +26,10 @@ from next_ray.types import Prompt, Verdict
 ONE = user_prompt("1", "1", "exact")
 
 
+def new_pool(**settings: Any) -> VerifierPool:
+    return VerifierPool(RewardSection(**settings))
+
+
 def maths(answer: str) -> Prompt:
     return user_prompt("q", answer, "math")
 
@@ -61,7 +65,7 @@ def test_every_item_once_and_in_order(workers: int) -> None:
     draw = random.Random(0)
     pairs = [(draw.randint(0, 3), draw.randint(0, 3)) for _ in range(2000)]
     items = [(str(given), user_prompt("q", str(answer), "exact")) for given, answer in pairs]
-    with VerifierPool(RewardSection(workers=workers)) as pool:
+    with new_pool(workers=workers) as pool:
         for size in (0, 1, 2, 33, 2000):
             judged = pool.score(items[:size])
             assert [judgement.reward for judgement in judged] == [float(given == answer) for given, answer in pairs[:size]]
@@ -71,9 +75,9 @@ def test_every_item_once_and_in_order(workers: int) -> None:
 
 def test_a_hang_costs_one_reward() -> None:
     good = (r"\boxed{1+x}", HANG[1])
-    items = [good] * 40
+    items: list[tuple[str, Prompt]] = [good] * 40
     items[5] = items[20] = HANG
-    with VerifierPool(RewardSection(wall_clock_s=3.0, verifier="math")) as pool:
+    with new_pool(wall_clock_s=3.0, verifier="math") as pool:
         before = pool.pids
         judged = pool.score(items)
         assert [j.verdict for j in judged] == [Verdict.TIMEOUT if i in (5, 20) else Verdict.OK for i in range(40)]
@@ -83,7 +87,7 @@ def test_a_hang_costs_one_reward() -> None:
 
 
 def test_a_hang_does_not_hold_up_the_other_worker() -> None:
-    with VerifierPool(RewardSection(workers=2, wall_clock_s=8.0)) as pool:
+    with new_pool(workers=2, wall_clock_s=8.0) as pool:
         pool.score([("1", HANG[1]), *[("1", ONE)] * 10])
         judged = pool.score([HANG, *[("1", ONE)] * 200])
         assert [j.verdict for j in judged] == [Verdict.TIMEOUT] + [Verdict.OK] * 200
@@ -91,7 +95,7 @@ def test_a_hang_does_not_hold_up_the_other_worker() -> None:
 
 
 def test_a_stopped_process_is_killed_by_the_clock() -> None:
-    with VerifierPool(RewardSection(wall_clock_s=1.5)) as pool:
+    with new_pool(wall_clock_s=1.5) as pool:
         pool.score([("1", ONE)])
         os.kill(pool.pids[0], signal.SIGSTOP)
         judged = pool.score([("1", ONE)] * 100)
@@ -100,7 +104,7 @@ def test_a_stopped_process_is_killed_by_the_clock() -> None:
 
 
 def test_a_stopped_process_and_text_that_fills_the_pipe() -> None:
-    with VerifierPool(RewardSection(wall_clock_s=1.5)) as pool:
+    with new_pool(wall_clock_s=1.5) as pool:
         pool.score([("1", ONE)])
         os.kill(pool.pids[0], signal.SIGSTOP)
         judged = pool.score([("x" * 2_000_000, ONE), ("1", ONE)])
@@ -108,7 +112,7 @@ def test_a_stopped_process_and_text_that_fills_the_pipe() -> None:
 
 
 def test_a_crash_costs_one_reward() -> None:
-    with VerifierPool(RewardSection(wall_clock_s=60.0)) as pool:
+    with new_pool(wall_clock_s=60.0) as pool:
         pool.score([("1", HANG[1])])
         victim = pool.pids[0]
         threading.Timer(1.0, os.kill, (victim, signal.SIGKILL)).start()
@@ -118,7 +122,7 @@ def test_a_crash_costs_one_reward() -> None:
 
 
 def test_a_process_that_died_between_batches_costs_nothing() -> None:
-    with VerifierPool(RewardSection(workers=2)) as pool:
+    with new_pool(workers=2) as pool:
         pool.score([("1", ONE)] * 4)
         for pid in pool.pids:
             os.kill(pid, signal.SIGKILL)
@@ -128,7 +132,7 @@ def test_a_process_that_died_between_batches_costs_nothing() -> None:
 
 
 def test_memory_is_limited_and_counted() -> None:
-    with VerifierPool(RewardSection(memory_mib=256, wall_clock_s=60.0)) as pool:
+    with new_pool(memory_mib=256, wall_clock_s=60.0) as pool:
         judged = pool.score([("1", ONE), ("x" * 150_000_000, ONE), ("1", ONE)])
         assert [(j.reward, j.verdict) for j in judged] == [(1.0, Verdict.OK), (0.0, Verdict.MEMORY), (1.0, Verdict.OK)]
 
@@ -136,7 +140,7 @@ def test_memory_is_limited_and_counted() -> None:
 def test_limits_are_set_and_credentials_stay_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "HF_TOKEN", "GITHUB_TOKEN"):
         monkeypatch.setenv(name, "secret-value")
-    with VerifierPool(RewardSection(memory_mib=300, cpu_s=50, wall_clock_s=2.5)) as pool:
+    with new_pool(memory_mib=300, cpu_s=50, wall_clock_s=2.5) as pool:
         pool.score([("1", ONE)])
         with open(f"/proc/{pool.pids[0]}/environ", "rb") as file:
             assert b"secret-value" not in file.read()
@@ -148,7 +152,7 @@ def test_limits_are_set_and_credentials_stay_outside(monkeypatch: pytest.MonkeyP
 
 
 def test_a_process_retires_after_its_cpu_time_without_cost() -> None:
-    with VerifierPool(RewardSection(cpu_s=1, wall_clock_s=60.0)) as pool:
+    with new_pool(cpu_s=1, wall_clock_s=60.0) as pool:
         judged = pool.score([(rf"\boxed{{x^{n}+1}}", maths(f"1+x^{n}")) for n in range(2, 6)])
         assert {(j.reward, j.verdict) for j in judged} == {(1.0, Verdict.OK)}
         assert pool.counters["retired"] >= 1 and pool.counters["retired"] == pool.counters["replaced"]
@@ -156,7 +160,7 @@ def test_a_process_retires_after_its_cpu_time_without_cost() -> None:
 
 def test_a_scorer_that_raises_is_counted() -> None:
     prompt = load_problems(ReasoningGymSource(task="prime_factorization", size=1), 0).prompts[0]
-    with VerifierPool(RewardSection()) as pool:
+    with new_pool() as pool:
         judged = pool.score([("many", prompt), (prompt.answer, prompt)])
         assert [(j.reward, j.verdict) for j in judged] == [(0.0, Verdict.ERROR), (1.0, Verdict.OK)]
         assert pool.counters["replaced"] == 0
@@ -171,14 +175,14 @@ ODD = [
     "\udcff\ud83d",
     "\u2028",
     '{"id": 0, "reward": 1.0, "verdict": "ok"}\n',
-    "𝟏",
+    "\U0001d7cf",
     "é" * 1_000_000,
     "\r\n",
 ]
 
 
 def test_any_text_is_carried_faithfully() -> None:
-    with VerifierPool(RewardSection()) as pool:
+    with new_pool() as pool:
         same = pool.score([(f"[{text}]", user_prompt("q", f"[{text}]", "exact")) for text in ODD])
         other = pool.score([(text, ONE) for text in ODD])
         mathematical = pool.score([(text, maths("1")) for text in ODD])
@@ -190,24 +194,24 @@ def test_threads_take_turns() -> None:
     def score(number: int) -> list[float]:
         return [j.reward for j in pool.score([(str(i % 5), user_prompt("q", str(number), "exact")) for i in range(300)])]
 
-    with VerifierPool(RewardSection(workers=2)) as pool, ThreadPoolExecutor(5) as threads:
+    with new_pool(workers=2) as pool, ThreadPoolExecutor(5) as threads:
         assert list(threads.map(score, range(5))) == [[float(i % 5 == number) for i in range(300)] for number in range(5)]
 
 
 def test_unknown_verifiers_and_processes_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    with VerifierPool(RewardSection()) as pool:
+    with new_pool() as pool:
         with pytest.raises(ConfigError, match="unknown verifier 'judge'"):
             pool.score([("1", user_prompt("q", "1", "judge"))])
         assert pool.score([("1", ONE)])[0].reward == 1.0
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with VerifierPool(RewardSection()) as pool, pytest.raises(ConfigError, match="don't get ready .exit status 1"):
+    with new_pool() as pool, pytest.raises(ConfigError, match=r"don't get ready \(exit status 1"):
         pool.score([("1", ONE)])
 
 
 def test_an_abandoned_batch_leaves_no_replies_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     from next_ray.reward import pool as module
 
-    with VerifierPool(RewardSection()) as pool:
+    with new_pool() as pool:
         pool.score([("1", ONE)])
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(module._Batch, "_judge", _interrupt)
@@ -220,7 +224,7 @@ def _interrupt(*_: Any) -> None:
 
 
 def test_close_is_idempotent_and_ends_everything() -> None:
-    pool = VerifierPool(RewardSection(workers=2, verifier="math"))
+    pool = new_pool(workers=2, verifier="math")
     pids = pool.pids
     threads = threading.active_count()
     pool.close()
@@ -261,7 +265,7 @@ time.sleep(300)
 @pytest.mark.parametrize("kind", ["exact", "math"])
 def test_throughput_is_printed(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     items = [(rf"\boxed{{{i % 7}}}" if kind == "math" else str(i % 7), user_prompt("q", "3", kind)) for i in range(10_000)]
-    with VerifierPool(RewardSection(verifier=kind)) as pool:
+    with new_pool(verifier=kind) as pool:
         pool.score(items[:1])
         started = time.monotonic()
         judged = pool.score(items)

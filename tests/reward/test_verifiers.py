@@ -25,7 +25,7 @@ from next_ray.reward.verifiers import verify
         ("046", "46", 0),
         ("46.", "46", 0),
         ("4 6", "46", 0),
-        ("٤٦", "46", 0),  # noqa: RUF001
+        ("٤٦", "46", 0),
         ("４６", "46", 0),  # noqa: RUF001
         ("46\u200b", "46", 0),
         ("46\x00", "46", 0),
@@ -219,6 +219,11 @@ def test_the_shortcut_for_integers_agrees_with_the_library() -> None:
 )
 def test_final_number(text: str, number: str | None) -> None:
     assert final_number(text) == number
+
+
+def test_number() -> None:
+    for text, reward in [("The sum is 12.", 1), ("12", 1), ("= 12", 1), ("12 apples", 0), ("3 + 12", 0), ("12, 13", 0), ("١٢", 0), ("", 0)]:
+        assert verify("number", text, " 12 ", {}) == reward
 
 
 def gym(task: str, **options: Any) -> Any:

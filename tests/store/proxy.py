@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,8 @@ LOSE = "lose"
 """Let the server do it, then close the connection without an answer."""
 CUT = "cut"
 """Let the server do it, then send half of its answer's body and close."""
+LEAK = "leak"
+"""Answer 400 with `leak` in the message, as servers that repeat what they were sent do."""
 PASS = "pass"
 """Do what a proxy does."""
 BUSY = b"<Error><Code>ServiceUnavailable</Code><Message>try later</Message></Error>"
@@ -33,7 +34,7 @@ class FaultyProxy:
     endpoint_url: str = ""
     plan: deque[str] = field(default_factory=deque)
     matches: Callable[[str], bool] = lambda method: True
-    delay_s: float = 0.0
+    leak: str = ""
     seen: list[str] = field(default_factory=list)
 
     def schedule(self, faults: Sequence[str], *methods: str) -> None:
@@ -70,13 +71,16 @@ def _handler(proxy: FaultyProxy, upstream: str) -> type[BaseHTTPRequestHandler]:
         def _handle(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             fault = proxy.next_fault(self.command)
-            time.sleep(proxy.delay_s)
             if fault == UNAVAILABLE:
                 self._answer(
                     503,
                     [("Content-Type", "application/xml")],
                     b"<Error><Code>ServiceUnavailable</Code><Message>try later</Message></Error>",
                 )
+                return
+            if fault == LEAK:
+                content = f"<Error><Code>InvalidArgument</Code><Message>{proxy.leak}</Message></Error>".encode()
+                self._answer(400, [("Content-Type", "application/xml")], content)
                 return
             if fault == DROP:
                 self.close_connection = True

@@ -16,8 +16,8 @@ import pytest
 from next_ray.errors import StoreError
 from next_ray.store import CheckpointStore, Storage
 from next_ray.store.faults import ConflictError
-from tests.s3_server import SECRET_KEY, S3Server
-from tests.store.proxy import CUT, DROP, LOSE, UNAVAILABLE, FaultyProxy, faulty_proxy
+from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
+from tests.store.proxy import CUT, DROP, LEAK, LOSE, UNAVAILABLE, FaultyProxy, faulty_proxy
 
 LIMIT_S = 12.0
 
@@ -183,3 +183,11 @@ def test_refusals_are_not_repeated(proxied: Storage, proxy: FaultyProxy, monkeyp
     with pytest.raises(StoreError, match="credentials"):
         proxied.put("x", b"1")
     assert len(proxy.seen) == 1
+
+
+@pytest.mark.s3
+def test_credentials_that_a_server_repeats_are_not_passed_on(proxied: Storage, proxy: FaultyProxy) -> None:
+    proxy.leak = f"bad request by {ACCESS_KEY} with {SECRET_KEY}\nsecond line"
+    proxy.schedule([LEAK])
+    with pytest.raises(StoreError, match=r"InvalidArgument: bad request by \*\*\* with \*\*\* second line"):
+        proxied.put("run/x", b"1")

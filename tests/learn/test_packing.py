@@ -1,0 +1,83 @@
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from next_ray.errors import StaleCompletionError
+from next_ray.learn.packing import plan_update
+from next_ray.types import GroupSize, Ref, SampleIndex, Shard
+
+
+def size(prompt, completions, version=7):
+    n = len(completions)
+    return GroupSize(prompt, tuple(completions), (version,) * n, (False,) * n)
+
+
+@st.composite
+def problems(draw):
+    shards, advantages = [], []
+    for s in range(draw(st.integers(0, 3))):
+        sizes = []
+        for _ in range(draw(st.integers(0, 5))):
+            completions = draw(st.lists(st.integers(1, 30), min_size=1, max_size=6))
+            sizes.append(size(draw(st.integers(1, 20)), completions))
+            advantages.append(tuple(draw(st.sampled_from([0.0, 1.0, -0.5])) for _ in completions))
+        shards.append(Shard(Ref(f"shard {s}"), tuple(sizes)))
+    return shards, advantages
+
+
+@given(problems(), st.integers(1, 4), st.one_of(st.none(), st.integers(1, 4)), st.integers(50, 200), st.booleans())
+def test_plan_properties(problem, ranks, per_mini, budget, drop):
+    shards, advantages = problem
+    plan = plan_update(shards, advantages, 7, ranks, per_mini, budget, drop)
+    where = [(s, g) for s, shard in enumerate(shards) for g in range(len(shard.sizes))]
+    advantage_of = {SampleIndex(s, g, i): a for (s, g), row in zip(where, advantages, strict=True) for i, a in enumerate(row)}
+    assert [ref.value for ref in plan.shards] == [f"shard {s}" for s in range(len(shards))]
+    step = per_mini or max(1, len(where))
+    assert len(plan.mini_batches) == -(-len(where) // step)
+    for m, mini in enumerate(plan.mini_batches):
+        members = where[m * step : (m + 1) * step]
+        assert mini.num_sequences == sum(len(shards[s].sizes[g].completion_tokens) for s, g in members)
+        assert mini.num_tokens == sum(sum(shards[s].sizes[g].completion_tokens) for s, g in members)
+        assert len(mini.per_rank) == ranks
+        assert len({len(rank) for rank in mini.per_rank}) == 1
+        seen: Counter[SampleIndex] = Counter()
+        loads = []
+        for rank in mini.per_rank:
+            load = 0
+            for micro in rank:
+                assert len(micro.samples) == len(micro.advantages)
+                lengths = [shards[i.shard].sizes[i.group].prompt_tokens + shards[i.shard].sizes[i.group].completion_tokens[i.sample] for i in micro.samples]
+                assert lengths == sorted(lengths, reverse=True)
+                assert not lengths or max(lengths) * len(lengths) <= budget
+                assert [advantage_of[i] for i in micro.samples] == list(micro.advantages)
+                seen.update(micro.samples)
+                load += sum(lengths)
+            loads.append(load)
+        expected = {i for i, a in advantage_of.items() if (i.shard, i.group) in members and not (drop and a == 0.0)}
+        assert seen == Counter(expected)
+        assert max(loads) - min(loads) <= 50  # the longest sample there is
+
+
+def test_sample_over_the_budget_is_alone():
+    shards = [Shard(Ref(0), (size(10, [100, 3, 3]),))]
+    plan = plan_update(shards, [(1.0, 1.0, 1.0)], 7, 1, None, 64, False)
+    assert [len(micro.samples) for micro in plan.mini_batches[0].per_rank[0]] == [1, 2]
+
+
+def test_mini_batch_without_signal_has_no_samples():
+    plan = plan_update([Shard(Ref(0), (size(4, [2, 2]),))], [(0.0, 0.0)], 7, 2, None, 64, True)
+    assert plan.mini_batches[0].per_rank == ((), ())
+    assert plan.mini_batches[0].num_sequences == 2
+
+
+def test_stale_sizes_are_refused():
+    with pytest.raises(StaleCompletionError, match="version 6"):
+        plan_update([Shard(Ref(0), (size(4, [2], version=6),))], [(1.0,)], 7, 1, None, 64, True)
+
+
+@pytest.mark.parametrize("advantages", [[], [(1.0,), (1.0,)], [(1.0, 2.0)]])
+def test_wrong_shapes_are_refused(advantages):
+    with pytest.raises(ValueError, match="advantages"):
+        plan_update([Shard(Ref(0), (size(4, [2]),))], advantages, 7, 1, None, 64, True)
