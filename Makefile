@@ -14,7 +14,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export VLLM_NO_USAGE_STATS ?= 1
 export DO_NOT_TRACK ?= 1
 
-.PHONY: run test lint format bench lock clean
+.PHONY: run test lint format bench lock defaults clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.cpu.stamp
@@ -65,6 +65,11 @@ lock: $(VENV)/.uv.stamp
 	$(LOCK) --extra cpu --extra dev -c requirements/cpu.txt -o requirements/dev.txt > /dev/null
 	$(LOCK) --extra cpu --extra dev --extra bench -c requirements/dev.txt -o requirements/bench.txt > /dev/null
 	$(LOCK) --extra gpu -o requirements/gpu.txt > /dev/null
+
+# jobs/tiny.yaml spells out the defaults of next_ray/config.py below its comment.
+defaults: $(VENV)/.cpu.stamp
+	{ grep '^#' jobs/tiny.yaml; $(BIN)/python -c 'from next_ray.config import Config; from next_ray.settings import to_yaml; print(to_yaml(Config()), end="")'; } > jobs/tiny.yaml.new
+	mv jobs/tiny.yaml.new jobs/tiny.yaml
 
 clean:
 	rm -rf $(VENV) outputs build *.egg-info .pytest_cache .ruff_cache .hypothesis

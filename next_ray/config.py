@@ -49,9 +49,9 @@ class ArithmeticSource(Section):
     """Additions and subtractions, written `a+b=` for the tiny model."""
 
     kind: Literal["arithmetic"] = "arithmetic"
-    digits: int = Field(3, ge=1, le=9)
+    digits: int = Field(2, ge=1, le=9)
     """Largest number of digits of each operand."""
-    size: int = Field(20000, ge=1)
+    size: int = Field(10000, ge=1)
     """Distinct problems drawn."""
     operations: str = Field("+", pattern=r"^[+\-]{1,2}$")
     """Operations used: `+`, `-` or `+-`."""
@@ -296,7 +296,7 @@ class ExtrapolationSection(Section):
 
 
 class EvaluationSection(Section):
-    every_steps: int | None = Field(None, ge=1)
+    every_steps: int | None = Field(20, ge=1)
     """Evaluate the current model every so many steps; None: only at the start and the end."""
     samples: int = Field(4, ge=1)
     """Completions per test prompt (k of avg@k and pass@k)."""

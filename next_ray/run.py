@@ -7,12 +7,13 @@ import asyncio
 import os
 import secrets
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from next_ray.config import Config
-from next_ray.errors import ConfigError, LeaseError, NextRayError, TrainingError
+from next_ray.errors import ConfigError, LeaseError, NextRayError, StoreError, TrainingError
 from next_ray.model_facts import facts_of
 from next_ray.models.folder import cache_root
 from next_ray.models.resolve import PreparedModel, prepare_model
@@ -23,6 +24,8 @@ from next_ray.store.checkpoints import CheckpointStore
 from next_ray.store.lease import Lease
 
 SUMMARY = "summary"
+TORN_AFTER_S = 3600.0
+"""Objects that no manifest names are remains of a torn commit once they are this old."""
 USER_ERROR = 2
 INTERRUPTED = 130
 
@@ -105,6 +108,7 @@ async def execute(config: Config) -> None:
         store = CheckpointStore(config.store.url, config.run.name, config.store.endpoint_url)
         await asyncio.to_thread(store.check_access)
         lease = await stack.enter_async_context(_held_lease(store, config.store.lease_s))
+        await asyncio.to_thread(store.sweep, TORN_AFTER_S)
         latest = await asyncio.to_thread(store.latest)
         progress = resumed(latest, Schedule(config.extrapolation, config.run.steps)) if latest else Progress()
         if progress.step >= config.run.steps and store.get_json(SUMMARY) is not None:
@@ -155,14 +159,20 @@ async def _held_lease(store: CheckpointStore, lease_s: float) -> AsyncIterator[L
     lease = Lease(store.storage, store.run, lease_s)
     await asyncio.to_thread(lease.acquire)
     owner = asyncio.current_task()
-    lost: list[LeaseError] = []
+    lost: list[StoreError] = []
 
     async def renew() -> None:
+        """Renew in good time; a store that does not answer is asked again until the lease has run out."""
+        renewed = time.monotonic()
         while True:
-            await asyncio.sleep(lease_s / 3)
+            late = time.monotonic() - renewed
+            await asyncio.sleep(lease_s / 3 if late < 1 else 1)
             try:
                 await asyncio.to_thread(lease.renew)
-            except LeaseError as error:
+                renewed = time.monotonic()
+            except StoreError as error:
+                if not isinstance(error, LeaseError) and time.monotonic() - renewed < lease_s:
+                    continue
                 lost.append(error)
                 if owner is not None:
                     owner.cancel()

@@ -9,7 +9,7 @@ import pytest
 from next_ray.config import Config, FileSource
 from next_ray.estimate import batch_sizes, engine_memory, learner_memory, run_schedule
 from next_ray.model_facts import facts_of
-from next_ray.settings import load_config, to_yaml
+from next_ray.settings import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
@@ -35,7 +35,7 @@ def test_a_job_loads_is_named_after_its_file_and_has_its_jump(path: Path) -> Non
 
 def test_tiny_is_the_default_spelled_out() -> None:
     path = ROOT / "jobs" / "tiny.yaml"
-    assert load_config(str(path)) == Config(), f"the defaults have changed; the body of {path.name} should now be:\n{to_yaml(Config())}"
+    assert load_config(str(path)) == Config(), "the defaults have changed: make defaults"
 
 
 @pytest.mark.parametrize("path", PAPER, ids=names(PAPER))

@@ -117,12 +117,13 @@ def _tested(cfg: GateSection, accuracy: float, rows: tuple[GateRow, ...]) -> Gat
             f"(adjusted p = {taken.p_value:.4f} <= {cfg.level:g})."
         )
         return GateDecision(taken.name, reason, accuracy, rows)
+    gains = f"The best candidate, {best.name}, gains {best.difference:+.3f}"
     if best.difference <= TIE:
-        why = f"No candidate is better than the last checkpoint's {accuracy:.3f}; the best, {best.name}, changes it by {best.difference:+.3f}."
+        why = f"No candidate is better than the last checkpoint's {accuracy:.3f}; {best.name} comes nearest with {best.difference:+.3f}."
     elif best.p_value > cfg.level:
-        why = f"The best candidate, {best.name}, gains {best.difference:+.3f}, which may be chance (adjusted p = {best.p_value:.4f} > {cfg.level:g})."
+        why = f"{gains}, which may be chance (adjusted p = {best.p_value:.4f} > {cfg.level:g})."
     else:
-        why = f"The best candidate, {best.name}, gains {best.difference:+.3f}, less than the {cfg.min_gain:g} that gate.min_gain asks for."
+        why = f"{gains}, less than the {cfg.min_gain:g} that gate.min_gain asks for."
     return GateDecision(None, why, accuracy, rows)
 
 

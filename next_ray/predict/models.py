@@ -22,6 +22,10 @@ from next_ray.types import Triplet
 Orientation = Literal["u", "v"]
 Example = tuple[int, str]
 
+MIN_INNER = 64
+"""Least width at the ReLU of a vector network: as released (the dimension) for every real layer, wider for toy ones, where a
+handful of units is often dead for a whole module."""
+
 SIGMA_HIDDEN = 32
 """Width of the network for the sizes."""
 
@@ -79,7 +83,7 @@ class VectorModel:
         if key in self._networks:
             return
         num_coordinates = key.dimension if self._num_coordinates is None else min(key.dimension, self._num_coordinates)
-        self._networks[key] = NextNetwork(num_coordinates, self._cfg.hidden, self._generator)
+        self._networks[key] = NextNetwork(num_coordinates, self._cfg.hidden, self._generator, inner=max(num_coordinates, MIN_INNER))
         self._frames[key] = random_frame(key.dimension, num_coordinates, self._seed)
 
     def _rows(self, deltas: Mapping[int, Triplets], key: GroupKey, members: Sequence[Example]) -> torch.Tensor:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,6 +65,7 @@ class Lease:
         self._lease_s = lease_s
         self._mine: Holder | None = None
         self._etag = ""
+        self._turn = threading.Lock()
 
     @property
     def token(self) -> str | None:
@@ -85,29 +88,32 @@ class Lease:
                 time.sleep(POLL_S)
 
     def renew(self) -> None:
-        """Prolong the lease; raises `LeaseError` when it is not held any more, and the driver must stop writing then."""
-        if self._mine is None:
-            raise LeaseError(f"The lease of {self._where()} is not held by this driver.")
-        renewed = replace(self._mine, renewals=self._mine.renewals + 1)
-        try:
-            self._etag = self._storage.replace_if(self._path, _encode(renewed), self._etag)
-        except ConflictError:
-            self._mine = None
-            holder = read_holder(self._storage, self._run)
-            who = f"{holder.describe()} holds it now" if holder and holder.held else "it was released or removed"
-            raise LeaseError(f"The lease of {self._where()} was lost: {who}. {LOST_REMEDY}") from None
-        self._mine = renewed
+        """Prolong the lease.
+
+        Raises:
+            LeaseError: it is not held any more; the driver must stop writing.
+            StoreError: the storage does not answer; the lease may still be held, so try again until `lease_s` are over.
+        """
+        with self._turn:
+            if self._mine is None:
+                raise LeaseError(f"The lease of {self._where()} is not held by this driver.")
+            renewed = replace(self._mine, renewals=self._mine.renewals + 1)
+            try:
+                self._etag = self._storage.replace_if(self._path, _encode(renewed), self._etag)
+            except ConflictError:
+                self._mine = None
+                raise LeaseError(f"The lease of {self._where()} was lost: {self._successor()}. {LOST_REMEDY}") from None
+            self._mine = renewed
 
     def release(self) -> None:
-        """Give the lease up, if it is still held; may be called twice."""
-        mine, self._mine = self._mine, None
-        if mine is None:
-            return
-        try:
-            self._storage.replace_if(self._path, _encode(replace(mine, held=False, renewals=mine.renewals + 1)), self._etag)
-        except ConflictError:
-            return
-        finally:
+        """Give the lease up, if it is still held; may be called twice, and while another thread renews."""
+        with self._turn:
+            mine, self._mine = self._mine, None
+            if mine is None:
+                return
+            released = replace(mine, held=False, renewals=mine.renewals + 1)
+            with suppress(ConflictError):
+                self._storage.replace_if(self._path, _encode(released), self._etag)
             self._storage.close()
 
     def close(self) -> None:
@@ -149,6 +155,10 @@ class Lease:
                 f"The run {self._where()} is being written by {holder.describe()}. Stop that driver, or wait {left_s:.0f} s if it is "
                 "already gone, or choose another run.name."
             )
+
+    def _successor(self) -> str:
+        holder = read_holder(self._storage, self._run)
+        return f"{holder.describe()} holds it now" if holder and holder.held else "it was released or removed"
 
     def _new_holder(self) -> Holder:
         return Holder(

@@ -10,7 +10,7 @@ from next_ray.errors import ExtrapolationError
 from next_ray.predict import predictor as module_under_test
 from next_ray.predict.baselines import relative_error
 from next_ray.predict.predictor import TrajectoryPredictor
-from next_ray.types import BacktestScore, CheckpointTriplets, Triplet
+from next_ray.types import BacktestScore, CheckpointTriplets, ModuleTriplets, Triplet
 from tests.predict.trajectories import randomly_flipped, rank_one_trajectory
 
 SHAPES = {"l0.q": (12, 10), "l0.k": (4, 10), "l1.q": (12, 10), "l1.k": (4, 10)}
@@ -24,6 +24,19 @@ def run(triplets, cfg=QUICK, horizon=3, seed=0, abstain=True, **options) -> Traj
     return predictor
 
 
+def targets(checkpoint: CheckpointTriplets) -> dict[str, Triplet]:
+    return {name: m.target for name, m in checkpoint.modules.items() if m.target is not None}
+
+
+def still(module: ModuleTriplets) -> ModuleTriplets:
+    """The same module, never trained."""
+
+    def zero(triplet: Triplet) -> Triplet:
+        return Triplet(0.0, 0 * triplet.u, 0 * triplet.v)
+
+    return replace(module, global_=zero(module.global_), local=zero(module.local), target=zero(module.target) if module.target else None)
+
+
 def identical(x: dict[str, Triplet], y: dict[str, Triplet]) -> bool:
     return x.keys() == y.keys() and all(
         x[n].sigma == y[n].sigma and np.array_equal(x[n].u, y[n].u) and np.array_equal(x[n].v, y[n].v) for n in x
@@ -34,17 +47,17 @@ def identical(x: dict[str, Triplet], y: dict[str, Triplet]) -> bool:
 def test_a_steady_trajectory_is_foretold(num_coordinates):
     """W_t = t * u v^T: T_c = k u v^T. Entries as released, entries with span, and a random frame all find it."""
     triplets = rank_one_trajectory(SHAPES, count=9, horizon=3, seed=0)
-    cfg = PredictorSection(hidden=32, fit_steps=600, refine_steps=100)
+    cfg = PredictorSection(hidden=32, fit_steps=500, refine_steps=100)
     predictor = run(triplets[:6], cfg, num_coordinates=num_coordinates)
-    actual = {name: m.target for name, m in triplets[8].modules.items()}
-    assert relative_error(predictor.predict(), actual) < 0.12
+    actual = targets(triplets[8])
+    assert relative_error(predictor.predict(), actual) < 0.1
 
 
 def test_a_bending_trajectory_is_foretold_better_than_by_the_line():
-    triplets = rank_one_trajectory(SHAPES, count=16, horizon=3, seed=1, growth=0.5, turn=0.8)
-    cfg = PredictorSection(hidden=32, fit_steps=600, refine_steps=200)
+    triplets = rank_one_trajectory(SHAPES, count=12, horizon=3, seed=1, growth=0.5, turn=0.8)
+    cfg = PredictorSection(hidden=32, fit_steps=400, refine_steps=100)
     predictor = run(triplets, cfg)
-    assert len(predictor.backtest) == 16 - 2 * 3 - 1
+    assert len(predictor.backtest) == 12 - 2 * 3 - 1
     assert np.median([s.next_ for s in predictor.backtest]) < np.median([s.linear for s in predictor.backtest])
 
 
@@ -73,11 +86,11 @@ def test_deterministic_and_blind_to_global_random_state_threads_and_module_order
     first = run(triplets)
     before, threads = torch.random.get_rng_state(), torch.get_num_threads()
     torch.manual_seed(99)
-    np.random.seed(99)  # noqa: NPY002
+    np.random.seed(99)
     random.seed(99)
     torch.set_num_threads(2)
     try:
-        second = run([CheckpointTriplets(t.index, t.step, dict(reversed(t.modules.items()))) for t in triplets])
+        second = run([CheckpointTriplets(t.index, t.step, dict(sorted(t.modules.items(), reverse=True))) for t in triplets])
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
@@ -95,10 +108,13 @@ def test_prediction_scales_with_the_trajectory():
         return replace(t, sigma=1000 * t.sigma)
 
     larger = [
-        replace(c, modules={
-            n: replace(m, global_=scaled(m.global_), local=scaled(m.local), target=scaled(m.target) if m.target else None)
-            for n, m in c.modules.items()
-        })
+        replace(
+            c,
+            modules={
+                n: replace(m, global_=scaled(m.global_), local=scaled(m.local), target=scaled(m.target) if m.target else None)
+                for n, m in c.modules.items()
+            },
+        )
         for c in triplets
     ]
     one, two = run(triplets).predict(), run(larger).predict()
@@ -115,21 +131,17 @@ def test_backtest_uses_only_what_was_known():
     predictor = TrajectoryPredictor(QUICK, horizon, 0, abstain=True)
     scores = [predictor.observe(t) for t in triplets]
     assert [s.index if s else None for s in scores] == [None] * 5 + [4, 5, 6]
-    actual = {name: m.target for name, m in triplets[5].modules.items()}
-    persisted = {name: m.target for name, m in triplets[3].modules.items()}
-    assert scores[5].next_ == relative_error(past, actual)
-    assert scores[5].persistence == pytest.approx(relative_error(persisted, actual), rel=1e-6)
+    actual, persisted = targets(triplets[5]), targets(triplets[3])
+    first = scores[5]
+    assert first is not None
+    assert first.next_ == pytest.approx(relative_error(past, actual), rel=1e-9)
+    assert first.persistence == pytest.approx(relative_error(persisted, actual), rel=1e-6)
     assert predictor.backtest == tuple(scores[5:])
 
 
 def test_only_trained_modules_are_touched():
     triplets = rank_one_trajectory(SHAPES, count=6, horizon=3, seed=7)
-    zero = Triplet(0.0, np.zeros(12, np.float32), np.zeros(10, np.float32))
-    frozen = [
-        replace(t, modules={n: replace(m, global_=zero, local=zero, target=zero if m.target else None) if n == "l1.q" else m
-                            for n, m in t.modules.items()})
-        for t in triplets
-    ]
+    frozen = [replace(t, modules={**t.modules, "l1.q": still(t.modules["l1.q"])}) for t in triplets]
     assert set(run(frozen).predict()) == set(SHAPES) - {"l1.q"}
 
 
@@ -137,13 +149,9 @@ def test_nothing_trained_and_too_early_are_errors():
     triplets = rank_one_trajectory(SHAPES, count=6, horizon=3, seed=8)
     with pytest.raises(ExtrapolationError, match="needs checkpoint 5"):
         run(triplets[:4]).predict()
-    zeros = {n: Triplet(0.0, np.zeros(o, np.float32), np.zeros(i, np.float32)) for n, (o, i) in SHAPES.items()}
-    still = [
-        replace(t, modules={n: replace(m, global_=zeros[n], local=zeros[n], target=zeros[n] if m.target else None) for n, m in t.modules.items()})
-        for t in triplets
-    ]
+    motionless = [replace(t, modules={name: still(m) for name, m in t.modules.items()}) for t in triplets]
     with pytest.raises(ExtrapolationError, match="not zero"):
-        run(still).predict()
+        run(motionless).predict()
 
 
 def test_repeats_change_nothing_and_gaps_are_refused():

@@ -10,7 +10,9 @@ from next_ray.types import CheckpointTriplets, ModuleTriplets, Triplet
 Shapes = dict[str, tuple[int, int]]
 
 
-def rank_one_trajectory(shapes: Shapes, count: int, horizon: int, seed: int, growth: float = 1.0, turn: float = 0.0) -> list[CheckpointTriplets]:
+def rank_one_trajectory(
+    shapes: Shapes, count: int, horizon: int, seed: int, growth: float = 1.0, turn: float = 0.0
+) -> list[CheckpointTriplets]:
     """W_t = t^growth * size * u(t) v^T with u turning by `turn` radians over `count` checkpoints; every delta by dense SVD."""
     rng = np.random.default_rng(seed)
     weights = {}
@@ -21,9 +23,7 @@ def rank_one_trajectory(shapes: Shapes, count: int, horizon: int, seed: int, gro
         angles = turn * np.arange(count + 1) / count
         factors = size * np.arange(count + 1) ** growth
         weights[name] = [f * np.outer(u @ [np.cos(t), np.sin(t)], v / np.linalg.norm(v)) for f, t in zip(factors, angles, strict=True)]
-    return [
-        CheckpointTriplets(i, 10 * i, {name: module(w, i, horizon) for name, w in weights.items()}) for i in range(1, count + 1)
-    ]
+    return [CheckpointTriplets(i, 10 * i, {name: module(w, i, horizon) for name, w in weights.items()}) for i in range(1, count + 1)]
 
 
 def module(w: list[np.ndarray], i: int, horizon: int) -> ModuleTriplets:

@@ -242,10 +242,10 @@ from next_ray.config import RewardSection
 from next_ray.reward.pool import VerifierPool
 from next_ray.data.prompts import user_prompt
 HANG = ("\\\\boxed{10^{10^{10}}}", user_prompt("q", "x+1", "math"))
-pool = VerifierPool(RewardSection(workers=2, wall_clock_s=300.0))
+pool = VerifierPool(RewardSection(wall_clock_s=300.0))
 pool.score([("1", user_prompt("q", "1", "exact" if sys.argv[1] != "busy" else "math"))])
 if sys.argv[1] == "busy":
-    threading.Thread(target=pool.score, args=([HANG, HANG],), daemon=True).start()
+    threading.Thread(target=pool.score, args=([HANG],), daemon=True).start()
     time.sleep(1.0)
 if sys.argv[1] == "stopped":
     [os.kill(pid, signal.SIGSTOP) for pid in pool.pids]
@@ -257,7 +257,7 @@ time.sleep(300)
     ) as parent:
         assert parent.stdout is not None
         pids = json.loads(parent.stdout.readline())
-        assert len(pids) == 2 and not any(is_gone(pid) for pid in pids)
+        assert len(pids) == 1 and not any(is_gone(pid) for pid in pids)
         parent.kill()
     assert wait_for(lambda: all(is_gone(pid) for pid in pids), 10.0)
 

@@ -5,9 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,39 @@ def test_release_is_repeatable_and_fences_off_late_commits(storage: Storage) -> 
     lease.release()
     with pytest.raises(LeaseError, match="nobody holds it"):
         CheckpointStore(storage, "run-1").commit(1, *_commit_arguments(), lease_token=token)
+
+
+def test_a_release_while_another_thread_renews_is_final(file_storage: Storage) -> None:
+    for _ in range(20):
+        lease = Lease(file_storage, "run-1", 30)
+        lease.acquire()
+        go = threading.Barrier(2)
+
+        def renew(lease: Lease = lease, go: threading.Barrier = go) -> None:
+            go.wait()
+            with suppress(LeaseError):
+                lease.renew()
+
+        renewal = threading.Thread(target=renew)
+        renewal.start()
+        go.wait()
+        lease.release()
+        renewal.join()
+        assert json.loads(file_storage.get("run-1/lease.json"))["held"] is False
+
+
+def test_a_storage_that_does_not_answer_is_no_lost_lease(file_storage: Storage) -> None:
+    lease = Lease(file_storage, "run-1", 30)
+    lease.acquire()
+    lock = Path(file_storage.root) / "run-1/.lock"
+    lock.unlink()
+    lock.mkdir()
+    with pytest.raises(StoreError) as caught:
+        lease.renew()
+    assert not isinstance(caught.value, LeaseError) and lease.token is not None
+    lock.rmdir()
+    lease.renew()
+    lease.release()
 
 
 def test_the_lease_of_a_killed_process_of_this_machine_is_free_at_once(storage: Storage) -> None:

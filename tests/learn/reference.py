@@ -1,0 +1,78 @@
+"""An independent learner to compare with: PEFT's own LoRA, one sequence at a time, eager attention, plain autograd and AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from next_ray.learn.spec import LearnerSpec
+from next_ray.types import Group, LoraFactors, UpdatePlan
+
+
+class ReferenceLearner:
+    def __init__(self, spec: LearnerSpec, adapter: Mapping[str, LoraFactors]) -> None:
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCausalLM
+
+        lora, cfg = spec.learner.lora, spec.learner
+        base = AutoModelForCausalLM.from_pretrained(spec.model_path, dtype=torch.float32, attn_implementation="eager", attention_dropout=0.0)
+        config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+        self.model = get_peft_model(base, config).eval()
+        self.spec = spec
+        self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self.load(adapter)
+        self.adam = torch.optim.AdamW(self.parameters.values(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
+
+    def load(self, adapter: Mapping[str, LoraFactors]) -> None:
+        assert len(self.parameters) == 2 * len(adapter)
+        with torch.no_grad():
+            for module, factors in adapter.items():
+                self.parameters[f"base_model.model.{module}.lora_A.default.weight"].copy_(torch.from_numpy(factors.a))
+                self.parameters[f"base_model.model.{module}.lora_B.default.weight"].copy_(torch.from_numpy(factors.b))
+
+    def factors(self, adapter: Mapping[str, LoraFactors]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        name = "base_model.model.{}.lora_{}.default.weight"
+        return {m: (self.parameters[name.format(m, "A")].detach().numpy(), self.parameters[name.format(m, "B")].detach().numpy()) for m in adapter}
+
+    def logprobs(self, group: Group, sample: int) -> torch.Tensor:
+        completion = group.completions[sample].token_ids.astype(np.int64)
+        ids = torch.from_numpy(np.concatenate([group.prompt_token_ids.astype(np.int64), completion]))[None]
+        logits = self.model(input_ids=ids).logits[0, len(group.prompt_token_ids) - 1 : -1] / self.spec.temperature
+        return torch.log_softmax(logits.float(), -1)[torch.arange(len(completion)), torch.from_numpy(completion)]
+
+    def update(self, plan: UpdatePlan, shards: list[list[Group]]) -> None:
+        """All mini batches of a plan made without dropping; only the plan's memberships and counts are used."""
+        algorithm = self.spec.algorithm
+        old = {}
+        for mini in plan.mini_batches:
+            for index, _ in _samples(mini):
+                with torch.no_grad():
+                    old[index] = self.logprobs(shards[index.shard][index.group], index.sample)
+        for mini in plan.mini_batches:
+            losses = []
+            for index, advantage in _samples(mini):
+                group = shards[index.shard][index.group]
+                logprobs = self.logprobs(group, index.sample)
+                ratio = (logprobs - old[index]).exp()
+                token_loss = -torch.min(ratio * advantage, ratio.clip(1 - algorithm.clip_low, 1 + algorithm.clip_high) * advantage)
+                if algorithm.kl_coef:
+                    with torch.no_grad(), self.model.disable_adapter():
+                        d = self.logprobs(group, index.sample) - logprobs.detach()
+                        reference = logprobs.detach() + d
+                    d = reference - logprobs
+                    token_loss = token_loss + algorithm.kl_coef * (d.exp() - d - 1)
+                losses.append(token_loss)
+            if algorithm.aggregation == "token-mean":
+                loss = torch.cat(losses).mean()
+            else:
+                loss = torch.stack([x.mean() for x in losses]).mean()
+            self.adam.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.spec.learner.max_grad_norm)
+            self.adam.step()
+
+
+def _samples(mini):
+    return [(i, a) for rank in mini.per_rank for micro in rank for i, a in zip(micro.samples, micro.advantages, strict=True)]
