@@ -18,11 +18,11 @@ class Section(BaseModel):
 
 
 class RunSection(Section):
-    name: str = Field("tiny", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    name: str = Field(default="tiny", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """Name of the run: its folder in the store and under `output_dir`."""
-    steps: int = Field(60, ge=1)
+    steps: int = Field(default=60, ge=1)
     """RL steps in all, those after a jump included."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seed of prompts order, sampling, adapter initialisation and predictor."""
     deterministic: bool = False
     """Reproduce a run exactly on CPU: a resumed run then equals an uninterrupted one, byte for byte."""
@@ -39,7 +39,7 @@ class ModelSection(Section):
     """Run Python code that the model repository ships. Off unless you have read that code."""
     cache_dir: str | None = None
     """Where prepared models are kept; `$NEXT_RAY_CACHE` or `~/.cache/next_ray` when unset."""
-    tiny_steps: int = Field(400, ge=1)
+    tiny_steps: int = Field(default=400, ge=1)
     """Supervised steps (batch 128) that make the `tiny` model."""
     tiny_seed: int = 0
     """Seed of the `tiny` model."""
@@ -49,11 +49,11 @@ class ArithmeticSource(Section):
     """Additions and subtractions, written `a+b=` for the tiny model."""
 
     kind: Literal["arithmetic"] = "arithmetic"
-    digits: int = Field(2, ge=1, le=9)
+    digits: int = Field(default=2, ge=1, le=9)
     """Largest number of digits of each operand."""
-    size: int = Field(10000, ge=1)
+    size: int = Field(default=10000, ge=1)
     """Distinct problems drawn."""
-    operations: str = Field("+", pattern=r"^[+\-]{1,2}$")
+    operations: str = Field(default="+", pattern=r"^[+\-]{1,2}$")
     """Operations used: `+`, `-` or `+-`."""
     question: str = "{a}{op}{b}="
     """Text of a problem; `{a}`, `{op}` and `{b}` are replaced."""
@@ -65,7 +65,7 @@ class ReasoningGymSource(Section):
     kind: Literal["reasoning-gym"] = "reasoning-gym"
     task: str
     """Name of the task, for example `chain_sum`."""
-    size: int = Field(2000, ge=1)
+    size: int = Field(default=2000, ge=1)
     """Problems generated (duplicates are dropped)."""
     options: dict[str, Any] = Field(default_factory=dict)
     """The task's own settings, for example `{min_terms: 2, max_terms: 2}`."""
@@ -91,9 +91,9 @@ class DataSection(Section):
     """Where training prompts come from."""
     held_out: FileSource | None = None
     """A file of held-out problems; when unset they are split off `train` by a hash of the prompt."""
-    gate_prompts: int = Field(128, ge=1)
+    gate_prompts: int = Field(default=96, ge=1)
     """Held-out prompts the gate judges candidates on."""
-    test_prompts: int = Field(256, ge=1)
+    test_prompts: int = Field(default=256, ge=1)
     """Held-out prompts of the evaluations that are reported; disjoint from the gate's."""
     system_prompt: str | None = None
     """System message put before each prompt; None keeps the chat template's own."""
@@ -101,36 +101,36 @@ class DataSection(Section):
     """Text of the user message; `{prompt}` is replaced by the problem."""
     chat: bool | None = None
     """Apply the tokenizer's chat template; None: when the tokenizer has one."""
-    max_prompt_tokens: int = Field(64, ge=1)
+    max_prompt_tokens: int = Field(default=64, ge=1)
     """Longer prompts are left out, and counted."""
 
 
 class RolloutSection(Section):
-    engines: int = Field(1, ge=1)
+    engines: int = Field(default=1, ge=1)
     """vLLM engines, each an actor in a placement group of its own."""
-    tensor_parallel_size: int = Field(1, ge=1)
+    tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs (or CPU processes) one engine spans."""
-    prompts_per_step: int = Field(64, ge=1)
+    prompts_per_step: int = Field(default=64, ge=1)
     """Prompts of one RL step."""
-    samples_per_prompt: int = Field(8, ge=2)
+    samples_per_prompt: int = Field(default=8, ge=2)
     """Completions per prompt: the size of a GRPO group."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature; the learner uses the same for its log-probabilities."""
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling; only 1 is exact for the importance ratio, so only 1 is accepted for training."""
-    max_response_tokens: int = Field(8, ge=1)
+    max_response_tokens: int = Field(default=8, ge=1)
     """Completions are cut at this many tokens."""
-    max_num_seqs: int = Field(512, ge=1)
+    max_num_seqs: int = Field(default=512, ge=1)
     """Sequences an engine decodes at once."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Number format of the engine's weights."""
-    gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
     """Share of GPU memory an engine may use (GPU only)."""
-    kv_cache_gib: float = Field(0.5, gt=0)
+    kv_cache_gib: float = Field(default=0.5, gt=0)
     """Key-value cache of an engine on CPU, GiB."""
     enforce_eager: bool | None = None
     """Skip CUDA graphs; None: on CPU only."""
-    threads: int = Field(1, ge=1)
+    threads: int = Field(default=1, ge=1)
     """CPU threads of an engine (CPU only)."""
 
     @model_validator(mode="after")
@@ -146,44 +146,44 @@ class RolloutSection(Section):
 class RewardSection(Section):
     verifier: Literal["auto", "exact", "number", "math", "reasoning-gym"] = "auto"
     """How answers are judged (number: the text ends with it); auto: exact for arithmetic, the task's own for reasoning-gym, math for files."""
-    actors: int = Field(1, ge=1)
+    actors: int = Field(default=1, ge=1)
     """Verifier actors."""
-    workers: int = Field(1, ge=1)
+    workers: int = Field(default=1, ge=1)
     """Disposable verifier processes of each actor."""
-    wall_clock_s: float = Field(5.0, gt=0)
+    wall_clock_s: float = Field(default=5.0, gt=0)
     """Wall-clock limit of one answer, seconds."""
-    cpu_s: int = Field(600, ge=1)
+    cpu_s: int = Field(default=600, ge=1)
     """CPU time after which a verifier process is replaced, seconds."""
-    memory_mib: int = Field(2048, ge=256)
+    memory_mib: int = Field(default=2048, ge=256)
     """Address space of a verifier process, MiB."""
 
 
 class AlgorithmSection(Section):
     name: Literal["grpo"] = "grpo"
     """How advantages are made."""
-    clip_low: float = Field(0.2, ge=0, lt=1)
+    clip_low: float = Field(default=0.2, ge=0, lt=1)
     """Lower clip of the ratio: 1 - clip_low."""
-    clip_high: float = Field(0.2, ge=0)
+    clip_high: float = Field(default=0.2, ge=0)
     """Upper clip of the ratio: 1 + clip_high."""
     aggregation: Literal["seq-mean-token-mean", "token-mean"] = "seq-mean-token-mean"
     """How token losses become one number; the paper's eq. 1 is seq-mean-token-mean."""
-    kl_coef: float = Field(0.0, ge=0)
+    kl_coef: float = Field(default=0.0, ge=0)
     """Weight of the KL term to the base model (adapter disabled) in the loss."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """Estimator of that KL."""
 
 
 class LoraSection(Section):
-    rank: int = Field(16, ge=1, le=320)
-    """Rank of the adapter."""
-    alpha: float = Field(8.0, gt=0)
+    rank: int = Field(default=16, ge=1, le=256)
+    """Rank of the adapter; candidates have up to twice that, and vLLM takes at most 512."""
+    alpha: float = Field(default=8.0, gt=0)
     """Numerator of the scale alpha / rank; a scale of 0 would train nothing."""
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     """Module names that get an adapter (the output head never does)."""
 
 
 class LearnerSection(Section):
-    ranks: int = Field(1, ge=1)
+    ranks: int = Field(default=1, ge=1)
     """DeepSpeed ranks: actors of one gang in one placement group."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage."""
@@ -191,25 +191,25 @@ class LearnerSection(Section):
     """The adapter that is trained."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Number format of the forward pass; master weights and moments are float32 in any case."""
-    lr: float = Field(5e-4, gt=0)
+    lr: float = Field(default=5e-4, gt=0)
     """Peak learning rate (AdamW)."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW betas."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """AdamW weight decay."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Learning rate after warm-up; linear and cosine fall to 0 at the last step."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
     """Optimizer steps of linear warm-up."""
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradient norm is clipped to this."""
-    mini_batch_prompts: int | None = Field(None, ge=1)
+    mini_batch_prompts: int | None = Field(default=None, ge=1)
     """Prompts per optimizer step; None: all of an RL step's (one optimizer step, exactly on-policy)."""
-    micro_batch_tokens: int = Field(8192, ge=64)
+    micro_batch_tokens: int = Field(default=8192, ge=64)
     """Tokens (padding included) of one forward pass on one rank."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
-    threads: int = Field(1, ge=1)
+    threads: int = Field(default=1, ge=1)
     """CPU threads of a rank (CPU only)."""
 
 
@@ -218,22 +218,22 @@ class StoreSection(Section):
     """Root of the checkpoint store: `file://` or `s3://bucket/prefix`. Credentials come from the environment, never from here."""
     endpoint_url: str | None = None
     """S3 endpoint for servers other than AWS."""
-    lease_s: float = Field(60.0, ge=5)
+    lease_s: float = Field(default=60.0, ge=5)
     """How long a driver's claim on a run lives without renewal, seconds."""
-    keep_checkpoints: int | None = Field(None, ge=2)
+    keep_checkpoints: int | None = Field(default=None, ge=2)
     """Trained checkpoints to keep (newest first, plus all that the trajectory needs); None keeps all."""
 
 
 class PredictorSection(Section):
-    hidden: int = Field(256, ge=4)
+    hidden: int = Field(default=256, ge=4)
     """Width of the predictor's encoders and decoder."""
-    fit_steps: int = Field(1000, ge=1)
-    """Full-batch steps of the first fit."""
-    refine_steps: int = Field(200, ge=1)
+    fit_steps: int = Field(default=300, ge=1)
+    """Full-batch steps of the first fit; the release takes 1000 (of raw vectors, at a fiftieth of this learning rate)."""
+    refine_steps: int = Field(default=30, ge=1)
     """Full-batch steps after each further checkpoint, starting from the last fit."""
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate (AdamW, cosine); the release uses 2e-5."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
     """AdamW weight decay."""
 
 
@@ -242,39 +242,39 @@ class GateSection(Section):
     """paired: accept only what a paired test says is better; none: jump with `fixed`, as the paper does."""
     fixed: str | None = None
     """Candidate taken when kind is none, for example `next@1.5`."""
-    samples: int = Field(4, ge=1)
+    samples: int = Field(default=4, ge=1)
     """Completions per gate prompt and candidate."""
-    level: float = Field(0.05, gt=0, lt=1)
+    level: float = Field(default=0.05, gt=0, lt=1)
     """Largest adjusted p-value that is accepted (one-sided, over all candidates)."""
-    min_gain: float = Field(0.0, ge=0)
+    min_gain: float = Field(default=0.0, ge=0)
     """Smallest accuracy gain that is accepted (0.01 is one point)."""
 
 
 class AfterJumpSection(Section):
     moments: Literal["reset", "keep"] = "reset"
     """Adam moments after a jump."""
-    warmup_steps: int = Field(3, ge=0)
+    warmup_steps: int = Field(default=3, ge=0)
     """Optimizer steps over which the learning rate rises again after a jump."""
 
 
 class ExtrapolationSection(Section):
     enabled: bool = True
     """False trains plainly, checkpoints included: the honest baseline of the same budget (`--baseline`)."""
-    interval_steps: int = Field(3, ge=1)
+    interval_steps: int = Field(default=3, ge=1)
     """RL steps between trajectory checkpoints."""
-    checkpoints: int = Field(8, ge=3)
+    checkpoints: int = Field(default=8, ge=3)
     """Checkpoint c at which the first jump is tried."""
-    horizon: int = Field(3, ge=1)
+    horizon: int = Field(default=3, ge=1)
     """Horizon k: how many checkpoints ahead the target delta looks."""
-    repeat_every: int | None = Field(None, ge=1)
+    repeat_every: int | None = Field(default=None, ge=1)
     """Try again every so many checkpoints after the first attempt; None: one attempt."""
     methods: tuple[Literal["next", "two-point"], ...] = ("next", "two-point")
     """Extrapolators that propose candidates."""
-    alphas: tuple[float, ...] = (0.5, 1.0, 1.5)
+    alphas: tuple[float, ...] = (0.75, 1.5)
     """Grid of the extending coefficient."""
     abstain: bool = True
     """Withdraw `next` when its backtest loses to both persistence and the linear fit."""
-    delta_workers: int = Field(1, ge=1)
+    delta_workers: int = Field(default=1, ge=1)
     """Actors that compute triplets, modules sharded by cost."""
     predictor: PredictorSection = PredictorSection()
     """NExt's predictor."""
@@ -296,16 +296,16 @@ class ExtrapolationSection(Section):
 
 
 class EvaluationSection(Section):
-    every_steps: int | None = Field(20, ge=1)
+    every_steps: int | None = Field(default=20, ge=1)
     """Evaluate the current model every so many steps; None: only at the start and the end."""
-    samples: int = Field(4, ge=1)
+    samples: int = Field(default=4, ge=1)
     """Completions per test prompt (k of avg@k and pass@k)."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
     """Temperature of evaluation; the paper evaluates at 1, like training."""
 
 
 class ClusterSection(Section):
-    wait_s: float = Field(600.0, gt=0)
+    wait_s: float = Field(default=600.0, gt=0)
     """How long to wait for resources before giving up, seconds."""
     learner_labels: dict[str, str] = Field(default_factory=dict)
     """Node labels learners need, for example `{market: on-demand}`."""
@@ -320,7 +320,7 @@ class ClusterSection(Section):
 class ReportSection(Section):
     tensorboard: bool = True
     """Write TensorBoard event files to the run's output folder."""
-    samples: int = Field(2, ge=0)
+    samples: int = Field(default=2, ge=0)
     """Completions shown per step."""
 
 

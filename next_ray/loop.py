@@ -183,7 +183,6 @@ class TrainingLoop:
     async def attempt(self) -> None:
         """Predict, put the candidates side by side with the last checkpoint, and jump if the gate accepts one."""
         progress, stages = self.progress, self.stages
-        self.clock.take()
         with self.clock.phase("wait for commit"):
             await self._committed()
         index = self.schedule.index(progress.step, progress.segment_start)

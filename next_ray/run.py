@@ -130,7 +130,9 @@ async def execute(config: Config) -> None:
         report.say(length_report)
 
         report.resume(progress.step, store.read_table("metrics", progress.step) if latest else [], progress.jumps)
-        launched = await stack.enter_async_context(launch(config, cluster, model, store, latest.id if latest else None, lease.token, report.say))
+        kinds = sorted({p.verifier for p in (*splits.train, *splits.gate, *splits.test)})
+        resume_from = latest.id if latest else None
+        launched = await stack.enter_async_context(launch(config, cluster, model, store, resume_from, lease.token, kinds, report.say))
         report.phase("probing")
         report.probe(await probe(launched, splits.gate[:4], config))
 

@@ -104,7 +104,8 @@ async def result(ref: Any, what: str) -> Any:
 
 def actor_environment(device: str, threads: int, extra: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The runtime environment of an actor: thread counts set before any library is imported."""
-    variables = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "NEXT_RAY_DEVICE": device}
+    variables = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    variables["OMP_WAIT_POLICY"] = "PASSIVE"  # spinning threads of one actor would take the cores from the others
     if device == "cpu":
         variables |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     return {"env_vars": {**variables, **(extra or {})}}

@@ -20,6 +20,7 @@ from next_ray.actors.trajectory import DeltaRemote, PredictorRemote, RayTrajecto
 from next_ray.actors.verifiers import RayRewards, VerifierRemote
 from next_ray.config import Config
 from next_ray.delta.sharding import module_cost, shard_modules
+from next_ray.estimate import adapter_slots, engine_bundle, learner_bundle, widest_adapter
 from next_ray.learn.deepspeed_learner import LearnerSpec
 from next_ray.models.resolve import PreparedModel
 from next_ray.rollout.engine import EngineSpec
@@ -41,14 +42,12 @@ class Launched:
 
 def engine_spec(config: Config, model: PreparedModel, device: str) -> EngineSpec:
     """What an engine needs: room for the widest candidate and for all candidates side by side."""
-    extra = config.extrapolation
-    num_candidates = len(extra.methods) * len(extra.alphas) if extra.enabled else 0
     return EngineSpec(
         model_path=model.path,
         base_name=model.name,
         rollout=config.rollout,
-        max_lora_rank=config.learner.lora.rank * (2 if extra.enabled else 1),
-        max_adapters=max(4, 1 + num_candidates),
+        max_lora_rank=widest_adapter(config),
+        max_adapters=adapter_slots(config),
         max_model_len=config.data.max_prompt_tokens + config.rollout.max_response_tokens,
         seed=config.run.seed,
         device=device,
@@ -86,13 +85,14 @@ async def launch(
     store: CheckpointStore,
     resume_from: str | None,
     lease_token: str | None,
+    verifiers: Sequence[str],
     say: Callable[[str], None],
 ) -> AsyncIterator[Launched]:
-    """Start every actor; the learner continues checkpoint `resume_from` when there is one."""
+    """Start every actor; the learner continues checkpoint `resume_from` when there is one, `verifiers` are warmed up."""
     groups: list[PlacementGroup] = []
     actors: list[Any] = []
     try:
-        yield await _start(config, cluster, model, store, resume_from, lease_token, say, groups, actors)
+        yield await _start(config, cluster, model, store, resume_from, lease_token, verifiers, say, groups, actors)
     finally:
         for actor in actors:
             ray.kill(actor)
@@ -107,6 +107,7 @@ async def _start(
     store: CheckpointStore,
     resume_from: str | None,
     lease_token: str | None,
+    verifiers: Sequence[str],
     say: Callable[[str], None],
     groups: list[PlacementGroup],
     actors: list[Any],
@@ -118,25 +119,25 @@ async def _start(
     gang, *engine_groups = await _places(config, device, say, groups)
     say("starting engines and learners")
     engines = [
-        _placed(EngineRemote, group, 0, _engine_bundle(config, device), device, config.rollout.threads).remote(engine_spec(config, model, device))
+        _placed(EngineRemote, group, 0, engine_bundle(config, on_gpu=device == "gpu"), device, config.rollout.threads).remote(engine_spec(config, model, device))
         for group in engine_groups
     ]
-    bundle = _learner_bundle(device)
+    bundle = learner_bundle(on_gpu=device == "gpu")
     ranks = [_placed(LearnerRemote, gang, i, bundle, device, config.learner.threads).remote() for i in range(config.learner.ranks)]
-    verifiers = [_light(VerifierRemote, device).remote(config.reward) for _ in range(config.reward.actors)]
+    judges = [_light(VerifierRemote, device).remote(config.reward, verifiers) for _ in range(config.reward.actors)]
     trajectory = _trajectory(config, model, device)
-    actors += [*engines, *ranks, *verifiers, *trajectory.workers, trajectory.predictor]
+    actors += [*engines, *ranks, *judges, *trajectory.workers, trajectory.predictor]
     rollout, learner = RayRollout(engines), RayLearner(ranks, config.extrapolation.after_jump)
     initial, _ = await asyncio.gather(learner.start(learner_spec(config, model, device), state), rollout.ready())
-    return Launched(rollout, RayRewards(verifiers), learner, archive, trajectory, initial)
+    return Launched(rollout, RayRewards(judges), learner, archive, trajectory, initial)
 
 
 async def _places(config: Config, device: str, say: Callable[[str], None], groups: list[PlacementGroup]) -> Sequence[PlacementGroup]:
     """The gang's placement group, then one for each engine."""
     cluster = config.cluster
-    groups.append(await place([_learner_bundle(device)] * config.learner.ranks, cluster.learner_labels, "the learners", cluster.wait_s, say))
+    groups.append(await place([learner_bundle(on_gpu=device == "gpu")] * config.learner.ranks, cluster.learner_labels, "the learners", cluster.wait_s, say))
     for i in range(config.rollout.engines):
-        bundle = [_engine_bundle(config, device)]
+        bundle = [engine_bundle(config, on_gpu=device == "gpu")]
         groups.append(await place(bundle, cluster.engine_labels, f"rollout engine {i}", cluster.wait_s, say))
     return groups
 
@@ -147,15 +148,6 @@ def _trajectory(config: Config, model: PreparedModel, device: str) -> RayTraject
     shards = [shard for shard in shard_modules(costs, extra.delta_workers) if shard]
     workers = [_light(DeltaRemote, device).remote(extra.horizon, shard) for shard in shards]
     return RayTrajectory(workers, _light(PredictorRemote, device).remote(extra, config.run.seed), extra)
-
-
-def _learner_bundle(device: str) -> dict[str, float]:
-    return {"CPU": 1, "GPU": 1} if device == "gpu" else {"CPU": 1}
-
-
-def _engine_bundle(config: Config, device: str) -> dict[str, float]:
-    """One engine's bundle. On CPU it is one core whatever its threads: rollout and update take turns."""
-    return {"CPU": 1, "GPU": config.rollout.tensor_parallel_size} if device == "gpu" else {"CPU": 1}
 
 
 def _placed(remote: Any, group: PlacementGroup, index: int, bundle: dict[str, float], device: str, threads: int) -> Any:

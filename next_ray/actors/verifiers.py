@@ -19,8 +19,9 @@ from next_ray.types import Group, Sample, Scores, Shard
 class VerifierActor:
     """Holds one `VerifierPool`."""
 
-    def __init__(self, config: RewardSection) -> None:
+    def __init__(self, config: RewardSection, kinds: Sequence[str]) -> None:
         self._pool = VerifierPool(config)
+        self._pool.preload(kinds)
 
     def score(self, groups: list[Group], num_samples: int) -> Scores:
         """Judge every completion of the groups; the first completions of the first groups are returned as text."""

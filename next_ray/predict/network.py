@@ -49,4 +49,4 @@ def _part(in_features: int, out_features: int, hidden: int, inner: int) -> nn.Se
 
 def _linear(in_features: int, out_features: int) -> nn.Linear:
     """A layer with uninitialised parameters: nn.Linear's own initialisation would draw from the global generator."""
-    return nn.utils.skip_init(nn.Linear, in_features, out_features)
+    return nn.Linear(in_features, out_features, device="meta").to_empty(device="cpu")

@@ -33,6 +33,7 @@ class Report:
     def __init__(self, config: Config, output: Path, console: Console | None = None) -> None:
         self._config, self._output = config, output
         self._console = console or _stdout_console()
+        self._own_stream = console is None
         self._metrics = JsonLines(output / "metrics.jsonl")
         self._samples = JsonLines(output / "samples.jsonl")
         self._tensorboard: TensorBoard | None = None
@@ -65,6 +66,8 @@ class Report:
             self._tensorboard.close()
             self._tensorboard = None
         self._resources.close()
+        if self._own_stream:
+            self._console.file.close()
 
     def say(self, message: object) -> None:
         """Show a sentence."""
@@ -143,7 +146,7 @@ class Report:
     def finish(
         self, results: Sequence[EvaluationResult], background_s: Mapping[str, float], jumps: Sequence[Mapping[str, Any]] = ()
     ) -> dict[str, Any]:
-        """Print the final table, write `summary.json` and return its content. `jumps` are the accepted ones, should their rows be missing here."""
+        """Print the final table, write `summary.json` and return its content; `jumps` are accepted ones whose rows may be missing."""
         known = {row["step"] for row in self._totals.attempts}
         for jump in jumps:
             if jump["step"] not in known:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,7 +55,6 @@ def set_environment(spec: EngineSpec) -> None:
     """Set what vLLM and its libraries read from the environment; before they are imported to have its full effect."""
     for chatty in ("vllm", "torch.utils.cpp_extension"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
-    in_process = spec.rollout.tensor_parallel_size == 1
     os.environ.update(
         VLLM_ENABLE_V1_MULTIPROCESSING="0",
         VLLM_LOGGING_LEVEL="ERROR",
@@ -71,8 +71,19 @@ def set_environment(spec: EngineSpec) -> None:
         os.environ.update(OMP_NUM_THREADS=str(spec.rollout.threads), TORCHDYNAMO_DISABLE="1", TORCH_CPP_LOG_LEVEL="ERROR")
         # Threads that wait by spinning make two threads on a busy pair of cores over ten times slower.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        if in_process:
-            os.environ.pop("VLLM_CPU_OMP_THREADS_BIND", None)
+        if spec.rollout.tensor_parallel_size > 1:
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", thread_binding(spec.rollout, sorted(os.sched_getaffinity(0))))
+
+
+def thread_binding(rollout: RolloutSection, cores: Sequence[int]) -> str:
+    """Cores of each worker process, as vLLM reads them: `0,1|2,3`. By itself vLLM wants a NUMA node for every worker."""
+    width, size = rollout.threads, rollout.tensor_parallel_size
+    if len(cores) < width * size:
+        raise ConfigError(
+            f"rollout.tensor_parallel_size={size} with rollout.threads={width} needs {width * size} cores, this process may use "
+            f"{len(cores)}. Lower one of them."
+        )
+    return "|".join(",".join(str(core) for core in cores[i * width : (i + 1) * width]) for i in range(size))
 
 
 def engine_arguments(spec: EngineSpec, max_lora_rank: int) -> dict[str, Any]:

@@ -34,8 +34,8 @@ def test_u_and_v_flip_together_and_towards_the_reference(seed):
 
 
 def test_tie_and_zero_reference_fall_back_to_the_canonical_sign():
-    x = Triplet(1.0, np.float32([-1, 0]), np.float32([1, 0]))
-    orthogonal = Triplet(1.0, np.float32([0, 1]), np.float32([0, 1]))
+    x = Triplet(1.0, np.array([-1, 0], np.float32), np.array([1, 0], np.float32))
+    orthogonal = Triplet(1.0, np.array([0, 1], np.float32), np.array([0, 1], np.float32))
     zero = Triplet(0.0, np.zeros(2, np.float32), np.zeros(2, np.float32))
     for reference in (orthogonal, zero):
         assert align(x, reference).u[0] == 1.0

@@ -33,7 +33,7 @@ def test_triplets_are_those_of_the_dense_deltas(trajectory, horizon):
         assert (found.index, found.step) == (index, 10 * index)
         for name, module in found.modules.items():
             w = weights[name]
-            size = np.linalg.norm(w[index])
+            size = float(np.linalg.norm(w[index]))
             np.testing.assert_allclose(matrix_of(module.global_), best_rank_one(w[index]), atol=1e-6 * size)
             np.testing.assert_allclose(matrix_of(module.local), best_rank_one(w[index] - w[index - 1]), atol=1e-6 * size)
             if index <= horizon:

@@ -62,8 +62,8 @@ def test_two_point_truncates_like_the_dense_svd():
 
 def test_alpha_counts_horizons_as_for_next():
     """W_c + alpha (W_c - W_{c-k}), by hand: 5 + 1.5 (5 - 3) = 8."""
-    earlier = {"m": LoraFactors(np.float32([[1.0]]), np.float32([[3.0]]), 1.0)}
-    current = {"m": LoraFactors(np.float32([[1.0]]), np.float32([[5.0]]), 1.0)}
+    earlier = {"m": LoraFactors(np.array([[1.0]], np.float32), np.array([[3.0]], np.float32), 1.0)}
+    current = {"m": LoraFactors(np.array([[1.0]], np.float32), np.array([[5.0]], np.float32), 1.0)}
     assert dense(two_point_candidate(current, earlier, 1.5, rank=1).adapter["m"])[0, 0] == pytest.approx(8.0)
 
 

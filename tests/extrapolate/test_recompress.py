@@ -29,8 +29,8 @@ def test_is_the_best_approximation_of_its_rank(out_features, in_features, given_
 
 def test_truncation_error_is_over_all_modules():
     """Hand-made: sigma (3, 4) in one module and (12,) in the other; rank 1 drops the 3 of 3^2 + 4^2 + 12^2 = 169."""
-    two = LoraFactors(a=np.eye(2, 3, dtype=np.float32), b=np.float32([[3, 0], [0, 4]]), scale=1.0)
-    one = LoraFactors(a=np.float32([[1, 0, 0]]), b=np.float32([[24], [0]]), scale=0.5)
+    two = LoraFactors(a=np.eye(2, 3, dtype=np.float32), b=np.array([[3, 0], [0, 4]], np.float32), scale=1.0)
+    one = LoraFactors(a=np.array([[1, 0, 0]], np.float32), b=np.array([[24], [0]], np.float32), scale=0.5)
     assert recompress({"x": two, "y": one}, 1).truncation_error == pytest.approx(3 / 13)
     assert recompress({"x": two, "y": one}, 2).truncation_error == 0.0
 

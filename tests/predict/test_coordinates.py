@@ -10,7 +10,7 @@ def test_what_was_visited_comes_back_exactly():
     assert basis.shape == (700, 12)
     np.testing.assert_allclose(basis.T @ basis, np.eye(12), atol=1e-7)
     x = rng.normal(size=12) @ visited
-    np.testing.assert_allclose(recover(x @ frame, frame, basis), x, atol=1e-6 * np.linalg.norm(x))
+    np.testing.assert_allclose(recover(x @ frame, frame, basis), x, atol=1e-6 * float(np.linalg.norm(x)))
 
 
 def test_frame_keeps_lengths_and_angles_about():

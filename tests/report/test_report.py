@@ -147,6 +147,15 @@ def test_library_noise_goes_to_the_file_and_errors_come_out(tmp_path: Path, capf
     assert (logging.getLogger().level, logging.getLogger().handlers) == (level, handlers)
 
 
+def test_by_default_it_prints_to_stdout_whatever_libraries_do_with_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with Report(CONFIG, tmp_path) as report:
+        report.say("shown")
+        os.write(1, b"a library prints\n")
+    out = capfd.readouterr().out
+    assert "shown" in out and "a library prints" not in out
+    assert "a library prints" in (tmp_path / "infrastructure.log").read_text()
+
+
 def test_closing_twice_is_closing_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     report = Report(CONFIG, tmp_path, plain())
     report.close()
