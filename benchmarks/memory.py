@@ -23,13 +23,22 @@ def main(argv: list[str]) -> int:
     if seen.returncode:
         raise SystemExit(f"the run failed with exit code {seen.returncode}; see {arguments.folder / 'long.txt'}")
     rows, _ = read_run(arguments.folder / "long")
-    training_s = sum(sum(v for k, v in row.items() if k.startswith("time_") and k != "time_total_s") for row in rows if row["kind"] == "step")
+    training_s = sum(
+        sum(v for k, v in row.items() if k.startswith("time_") and k != "time_total_s") for row in rows if row["kind"] == "step"
+    )
     report = []
     for pid, series in seen.series.items():
         end = series[-1][0]
         half = [mib for at, mib in series if end - training_s / 2 - 5 <= at <= end - training_s / 2 + 5]
         last = [mib for at, mib in series if at >= end - 10]
         if half and end > seen.wall_s - 15:
-            report.append({"process": seen.names[pid], "middle_mib": round(max(half)), "end_mib": round(max(last)), "growth_mib": round(max(last) - max(half))})
+            report.append(
+                {
+                    "process": seen.names[pid],
+                    "middle_mib": round(max(half)),
+                    "end_mib": round(max(last)),
+                    "growth_mib": round(max(last) - max(half)),
+                }
+            )
     print(json.dumps(sorted(report, key=lambda r: -r["growth_mib"]), indent=2))
     return 0

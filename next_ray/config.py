@@ -18,6 +18,8 @@ class Section(BaseModel):
 
 
 class RunSection(Section):
+    """What the run is called, how long it trains and where its local output goes."""
+
     name: str = Field(default="tiny", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """Name of the run: its folder in the store and under `output_dir`."""
     steps: int = Field(default=60, ge=1)
@@ -31,6 +33,8 @@ class RunSection(Section):
 
 
 class ModelSection(Section):
+    """The base model."""
+
     name: str = "tiny"
     """`tiny`, `smollm2-135m`, a local folder, or a Hugging Face model id."""
     revision: str | None = None
@@ -87,6 +91,8 @@ Source = Annotated[ArithmeticSource | ReasoningGymSource | FileSource, Field(dis
 
 
 class DataSection(Section):
+    """Prompts: where they come from, what is held out, how they are worded."""
+
     train: Source = ArithmeticSource()
     """Where training prompts come from."""
     held_out: FileSource | None = None
@@ -106,6 +112,8 @@ class DataSection(Section):
 
 
 class RolloutSection(Section):
+    """Rollout engines and how they sample."""
+
     engines: int = Field(default=1, ge=1)
     """vLLM engines, each an actor in a placement group of its own."""
     tensor_parallel_size: int = Field(default=1, ge=1)
@@ -144,8 +152,13 @@ class RolloutSection(Section):
 
 
 class RewardSection(Section):
+    """Verifiers and their limits."""
+
     verifier: Literal["auto", "exact", "number", "math", "reasoning-gym"] = "auto"
-    """How answers are judged (number: the text ends with it); auto: exact for arithmetic, the task's own for reasoning-gym, math for files."""
+    """How answers are judged (number: the text must end with it).
+
+    auto: exact for arithmetic, the task's own for reasoning-gym, math for files.
+    """
     actors: int = Field(default=1, ge=1)
     """Verifier actors."""
     workers: int = Field(default=1, ge=1)
@@ -159,6 +172,8 @@ class RewardSection(Section):
 
 
 class AlgorithmSection(Section):
+    """Advantage and loss."""
+
     name: Literal["grpo"] = "grpo"
     """How advantages are made."""
     clip_low: float = Field(default=0.2, ge=0, lt=1)
@@ -174,6 +189,8 @@ class AlgorithmSection(Section):
 
 
 class LoraSection(Section):
+    """The adapter that is trained."""
+
     rank: int = Field(default=16, ge=1, le=256)
     """Rank of the adapter; candidates have up to twice that, and vLLM takes at most 512."""
     alpha: float = Field(default=8.0, gt=0)
@@ -183,6 +200,8 @@ class LoraSection(Section):
 
 
 class LearnerSection(Section):
+    """DeepSpeed ranks and their optimizer."""
+
     ranks: int = Field(default=1, ge=1)
     """DeepSpeed ranks: actors of one gang in one placement group."""
     zero_stage: Literal[0, 1, 2, 3] = 0
@@ -214,6 +233,8 @@ class LearnerSection(Section):
 
 
 class StoreSection(Section):
+    """The checkpoint store."""
+
     url: str = "file://~/.cache/next_ray/store"
     """Root of the checkpoint store: `file://` or `s3://bucket/prefix`. Credentials come from the environment, never from here."""
     endpoint_url: str | None = None
@@ -225,8 +246,10 @@ class StoreSection(Section):
 
 
 class PredictorSection(Section):
-    hidden: int = Field(default=256, ge=4)
-    """Width of the predictor's encoders and decoder."""
+    """NExt's predictor."""
+
+    hidden: int = Field(default=64, ge=4)
+    """Width of the predictor's encoders and decoder; the release takes 256, which costs twice the time here."""
     fit_steps: int = Field(default=300, ge=1)
     """Full-batch steps of the first fit; the release takes 1000 (of raw vectors, at a fiftieth of this learning rate)."""
     refine_steps: int = Field(default=30, ge=1)
@@ -238,6 +261,8 @@ class PredictorSection(Section):
 
 
 class GateSection(Section):
+    """Who may jump."""
+
     kind: Literal["paired", "none"] = "paired"
     """paired: accept only what a paired test says is better; none: jump with `fixed`, as the paper does."""
     fixed: str | None = None
@@ -251,6 +276,8 @@ class GateSection(Section):
 
 
 class AfterJumpSection(Section):
+    """How training goes on from an accepted candidate."""
+
     moments: Literal["reset", "keep"] = "reset"
     """Adam moments after a jump."""
     warmup_steps: int = Field(default=3, ge=0)
@@ -258,6 +285,8 @@ class AfterJumpSection(Section):
 
 
 class ExtrapolationSection(Section):
+    """Trajectory, predictor, candidates and gate."""
+
     enabled: bool = True
     """False trains plainly, checkpoints included: the honest baseline of the same budget (`--baseline`)."""
     interval_steps: int = Field(default=3, ge=1)
@@ -296,6 +325,8 @@ class ExtrapolationSection(Section):
 
 
 class EvaluationSection(Section):
+    """Evaluations on the held-out test prompts."""
+
     every_steps: int | None = Field(default=20, ge=1)
     """Evaluate the current model every so many steps; None: only at the start and the end."""
     samples: int = Field(default=4, ge=1)
@@ -305,6 +336,8 @@ class EvaluationSection(Section):
 
 
 class ClusterSection(Section):
+    """Ray and where actors go."""
+
     wait_s: float = Field(default=600.0, gt=0)
     """How long to wait for resources before giving up, seconds."""
     learner_labels: dict[str, str] = Field(default_factory=dict)
@@ -318,6 +351,8 @@ class ClusterSection(Section):
 
 
 class ReportSection(Section):
+    """Console and TensorBoard."""
+
     tensorboard: bool = True
     """Write TensorBoard event files to the run's output folder."""
     samples: int = Field(default=2, ge=0)

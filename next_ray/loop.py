@@ -37,7 +37,6 @@ from next_ray.types import (
     StepRecord,
 )
 
-
 FIRST_PASSING_VERSION = 1 << 30
 """Versions from here on name adapters that are served for one evaluation only; training versions stay far below."""
 
@@ -126,7 +125,9 @@ class TrainingLoop:
         config, stages, progress, clock = self.config, self.stages, self.progress, self.clock
         started = time.perf_counter()
         step = progress.step + 1
-        requests = self._requests(self.stream.next(config.rollout.prompts_per_step), progress.version, config.rollout.samples_per_prompt, "train", step)
+        requests = self._requests(
+            self.stream.next(config.rollout.prompts_per_step), progress.version, config.rollout.samples_per_prompt, "train", step
+        )
         with clock.phase("rollout"):
             shards = await stages.rollout.generate(requests, self._sampling(config.rollout.temperature))
         with clock.phase("reward"):
@@ -157,9 +158,7 @@ class TrainingLoop:
         await self._committed()
         with self.clock.phase("checkpoint"):
             state = await self.stages.learner.snapshot()
-        self._commit = asyncio.create_task(
-            self._store_and_observe(state, self._adapter(), replace(self.progress), self.report.take_rows())
-        )
+        self._commit = asyncio.create_task(self._store_and_observe(state, self._adapter(), replace(self.progress), self.report.take_rows()))
 
     async def _store_and_observe(self, state: Ref[LearnerState], adapter: Ref[Adapter], at: Progress, rows: list[dict[str, Any]]) -> None:
         progress, archive = self.progress, self.stages.archive
@@ -204,6 +203,7 @@ class TrainingLoop:
             step=progress.step,
             decision=decision,
             backtest=proposal.backtest,
+            evidence=proposal.evidence,
             abstained=proposal.abstained,
             times=self.clock.take(),
             stats=stats,
@@ -222,7 +222,9 @@ class TrainingLoop:
         versions = {c.name: FIRST_PASSING_VERSION + i for i, c in enumerate(candidates)}
         await self._serve({versions[c.name]: c.adapter for c in candidates})
         names = {"": self.progress.version, **versions}
-        matrices = await self._sample_accuracy(self.splits.gate, names, gate.samples, self.config.rollout.temperature, "gate", self.progress.step)
+        matrices = await self._sample_accuracy(
+            self.splits.gate, names, gate.samples, self.config.rollout.temperature, "gate", self.progress.step
+        )
         baseline = matrices.pop("")
         return decide(baseline, matrices, gate, seed=derive_seed(self.config.run.seed, "gate-test", self.progress.step))
 

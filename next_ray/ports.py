@@ -63,7 +63,13 @@ class Archive(Protocol):
     """The writer and reader of checkpoints and small records."""
 
     async def commit(
-        self, step: int, kind: CheckpointKind, state: Ref[LearnerState], parents: Sequence[str], progress: Mapping[str, Any], keep: Sequence[str]
+        self,
+        step: int,
+        kind: CheckpointKind,
+        state: Ref[LearnerState],
+        parents: Sequence[str],
+        progress: Mapping[str, Any],
+        keep: Sequence[str],
     ) -> str:
         """Store state and loop progress, manifest last; returns the checkpoint's id. Retention spares the ids in `keep`."""
         ...

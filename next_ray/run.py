@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m next_ray.run", description="RLVR that predicts where the weights are going.")
-    parser.add_argument("job", nargs="*", metavar="JOB.yaml | key=value", help="a YAML file (none: the embedded default) and settings that override it")
+    parser.add_argument(
+        "job", nargs="*", metavar="JOB.yaml | key=value", help="a YAML file (none: the embedded default) and settings that override it"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print configuration, batch sizes, placement and memory; start nothing")
     parser.add_argument("--baseline", action="store_true", help="the same budget without extrapolation, as run NAME-baseline")
     return parser

@@ -282,7 +282,10 @@ class CheckpointTriplets:
 
 @dataclass(frozen=True)
 class BacktestScore:
-    """Relative errors |T_hat - T|_F / |T|_F (rank-1, mean over modules) on a transition no method had seen."""
+    """Relative errors |T_hat - T|_F / |T|_F (rank-1, mean over modules) on a transition no method had seen.
+
+    `index` is the checkpoint the transition starts from; it becomes known `horizon` checkpoints later.
+    """
 
     index: int
     next_: float
@@ -303,10 +306,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What the predictor offers at a jump: candidates, the backtest behind them and what it abstained from and why."""
+    """What the predictor offers at a jump: candidates, the backtest behind them and what it abstained from and why.
+
+    `evidence` is the back test in one phrase.
+    """
 
     candidates: tuple[Candidate, ...]
     backtest: tuple[BacktestScore, ...]
+    evidence: str
     abstained: Mapping[str, str]
     stats: Mapping[str, float]
 
@@ -373,6 +380,7 @@ class JumpRecord:
     step: int
     decision: GateDecision
     backtest: tuple[BacktestScore, ...]
+    evidence: str
     abstained: Mapping[str, str]
     times: Mapping[str, float]
     stats: Mapping[str, float]

@@ -70,14 +70,17 @@ class FakeRollout:
 
     def _shard(self, requests: Sequence[RolloutRequest]) -> Shard:
         groups = [self._group(r) for r in requests]
-        sizes = tuple(GroupSize(2, (1,) * len(g.completions), tuple(c.version for c in g.completions), (False,) * len(g.completions)) for g in groups)
+        sizes = tuple(
+            GroupSize(2, (1,) * len(g.completions), tuple(c.version for c in g.completions), (False,) * len(g.completions)) for g in groups
+        )
         return Shard(Ref(groups), sizes)
 
     def _group(self, request: RolloutRequest) -> Group:
         skill = self.base_skill if request.version == BASE_VERSION else self.base_skill + self.served[request.version]
         draws = np.random.default_rng(request.seed).random(request.num_samples)
         completions = tuple(
-            Completion(np.array([1], np.int32), np.zeros(1, np.float32), "yes" if d < skill else "no", FinishReason.STOP, request.version) for d in draws
+            Completion(np.array([1], np.int32), np.zeros(1, np.float32), "yes" if d < skill else "no", FinishReason.STOP, request.version)
+            for d in draws
         )
         return Group(request.prompt, np.array([2, 3], np.int32), completions)
 
@@ -130,7 +133,13 @@ class FakeArchive:
     fail_at_step: int | None = None
 
     async def commit(
-        self, step: int, kind: CheckpointKind, state: Ref[LearnerState], parents: Sequence[str], progress: Mapping[str, Any], keep: Sequence[str]
+        self,
+        step: int,
+        kind: CheckpointKind,
+        state: Ref[LearnerState],
+        parents: Sequence[str],
+        progress: Mapping[str, Any],
+        keep: Sequence[str],
     ) -> str:
         if step == self.fail_at_step:
             raise OSError("disk full")
@@ -162,8 +171,10 @@ class FakeTrajectory:
     async def propose(self, index: int) -> Proposal:
         assert self.seen[-1][0] == index, "the last checkpoint must be digested before a proposal"
         last = self.seen[-1][2]
-        candidates = tuple(Candidate(n, n.split("@")[0], float(n.split("@")[1]), Ref(make_adapter(last + g))) for n, g in self.gains.items())
-        return Proposal(candidates, (), {}, {})
+        candidates = tuple(
+            Candidate(n, n.split("@")[0], float(n.split("@")[1]), Ref(make_adapter(last + g))) for n, g in self.gains.items()
+        )
+        return Proposal(candidates, (), "no back test", {}, {})
 
     async def restart(self) -> None:
         self.restarts += 1

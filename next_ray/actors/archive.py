@@ -19,7 +19,9 @@ class ArchiveActor:
     def __init__(self, store: CheckpointStore, base_fingerprint: str, keep: int | None, lease_token: str | None) -> None:
         self._store, self._fingerprint, self._keep, self._token = store, base_fingerprint, keep, lease_token
 
-    def commit(self, step: int, kind: CheckpointKind, state: LearnerState, parents: Sequence[str], progress: Mapping[str, Any], keep: Sequence[str]) -> str:
+    def commit(
+        self, step: int, kind: CheckpointKind, state: LearnerState, parents: Sequence[str], progress: Mapping[str, Any], keep: Sequence[str]
+    ) -> str:
         """Write a checkpoint, manifest last, then let go of those that nothing needs any more."""
         manifest = self._store.commit(step, kind, state, tuple(parents), self._fingerprint, dict(progress), self._token)
         if self._keep is not None:
@@ -49,7 +51,15 @@ class RayArchive:
 
     actor: Any
 
-    async def commit(self, step: int, kind: CheckpointKind, state: Ref[LearnerState], parents: Sequence[str], progress: Mapping[str, Any], keep: Sequence[str] = ()) -> str:
+    async def commit(
+        self,
+        step: int,
+        kind: CheckpointKind,
+        state: Ref[LearnerState],
+        parents: Sequence[str],
+        progress: Mapping[str, Any],
+        keep: Sequence[str] = (),
+    ) -> str:
         """Write a checkpoint; `keep` names older ones that retention must spare."""
         return await result(self.actor.commit.remote(step, kind, state.value, list(parents), progress, list(keep)), "the archive")
 

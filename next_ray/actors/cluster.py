@@ -19,8 +19,6 @@ from next_ray.config import ClusterSection
 from next_ray.errors import NextRayError, PlacementError
 
 
-
-
 @dataclass(frozen=True)
 class OpenCluster:
     """What the run found: where actors run and what there is."""
@@ -42,10 +40,15 @@ def open_cluster(config: ClusterSection, namespace: str, embedded_cpus: int) -> 
         if address:
             context = ray.init(address="auto" if address.startswith("http") else address, **common)
         else:
-            context = ray.init(address="local", num_cpus=embedded_cpus, include_dashboard=config.dashboard, dashboard_host="127.0.0.1", **common)
+            context = ray.init(
+                address="local", num_cpus=embedded_cpus, include_dashboard=config.dashboard, dashboard_host="127.0.0.1", **common
+            )
     except (ConnectionError, RuntimeError, RaySystemError) as error:
         where = f"the cluster at RAY_ADDRESS={address}" if address else "an embedded Ray on this machine"
-        raise PlacementError(f"Could not open {where}: {error}. Check that it runs, and that RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH are those of that cluster.") from error
+        raise PlacementError(
+            f"Could not open {where}: {error}. Check that it runs, and that RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH are those "
+            "of that cluster."
+        ) from error
     try:
         resources = ray.cluster_resources()
         device = config.device if config.device != "auto" else ("gpu" if resources.get("GPU", 0) >= 1 else "cpu")
@@ -98,7 +101,8 @@ async def result(ref: Any, what: str) -> Any:
         raise
     except (RayActorError, GetTimeoutError) as error:
         raise NextRayError(
-            f"The actor for {what} died: {str(error).strip().splitlines()[0]}. Run the same command again to go on from the last checkpoint."
+            f"The actor for {what} died: {str(error).strip().splitlines()[0]}. Run the same command again to go on from the "
+            "last checkpoint."
         ) from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import ray
@@ -60,7 +61,7 @@ class RayRollout:
         """Split the requests evenly over the engines, in order."""
         num = len(self.engines)
         bounds = [round(i * len(requests) / num) for i in range(num + 1)]
-        parts = [list(requests[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+        parts = [list(requests[a:b]) for a, b in pairwise(bounds)]
         calls = [e.generate.options(num_returns=2).remote(part, sampling) for e, part in zip(self.engines, parts, strict=True) if part]
         sizes = await asyncio.gather(*(result(size_ref, "a rollout engine") for _, size_ref in calls))
         return [Shard(groups=Ref(groups_ref), sizes=tuple(size)) for (groups_ref, _), size in zip(calls, sizes, strict=True)]

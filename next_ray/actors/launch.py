@@ -119,7 +119,9 @@ async def _start(
     gang, *engine_groups = await _places(config, device, say, groups)
     say("starting engines and learners")
     engines = [
-        _placed(EngineRemote, group, 0, engine_bundle(config, on_gpu=device == "gpu"), device, config.rollout.threads).remote(engine_spec(config, model, device))
+        _placed(EngineRemote, group, 0, engine_bundle(config, on_gpu=device == "gpu"), device, config.rollout.threads).remote(
+            engine_spec(config, model, device)
+        )
         for group in engine_groups
     ]
     bundle = learner_bundle(on_gpu=device == "gpu")
@@ -135,7 +137,11 @@ async def _start(
 async def _places(config: Config, device: str, say: Callable[[str], None], groups: list[PlacementGroup]) -> Sequence[PlacementGroup]:
     """The gang's placement group, then one for each engine."""
     cluster = config.cluster
-    groups.append(await place([learner_bundle(on_gpu=device == "gpu")] * config.learner.ranks, cluster.learner_labels, "the learners", cluster.wait_s, say))
+    groups.append(
+        await place(
+            [learner_bundle(on_gpu=device == "gpu")] * config.learner.ranks, cluster.learner_labels, "the learners", cluster.wait_s, say
+        )
+    )
     for i in range(config.rollout.engines):
         bundle = [engine_bundle(config, on_gpu=device == "gpu")]
         groups.append(await place(bundle, cluster.engine_labels, f"rollout engine {i}", cluster.wait_s, say))

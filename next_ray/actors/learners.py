@@ -75,8 +75,13 @@ class RayLearner:
     async def start(self, spec: LearnerSpec, state: Ref[LearnerState] | None) -> Ref[Adapter]:
         """Start all ranks of the gang; `spec` is rank 0's, without address."""
         host, port = await result(self.ranks[0].address.remote(), "learner rank 0")
-        specs = [dataclasses.replace(spec, rank=i, world_size=len(self.ranks), master_addr=host, master_port=port) for i in range(len(self.ranks))]
-        return await self._held([rank.start.options(num_returns=2).remote(s, state.value if state else None) for rank, s in zip(self.ranks, specs, strict=True)])
+        specs = [
+            dataclasses.replace(spec, rank=i, world_size=len(self.ranks), master_addr=host, master_port=port)
+            for i in range(len(self.ranks))
+        ]
+        return await self._held(
+            [rank.start.options(num_returns=2).remote(s, state.value if state else None) for rank, s in zip(self.ranks, specs, strict=True)]
+        )
 
     async def update(self, plan: UpdatePlan) -> UpdateResult:
         """Send every rank the plan and the references it resolves to completions."""

@@ -32,7 +32,9 @@ async def probe(launched: Launched, prompts: Sequence[Prompt], config: Config) -
         (shard,) = await type(launched.rollout)([engine]).generate(requests, sampling)
         groups: list[Group] = await asyncio.wrap_future(shard.groups.value.future())
         halves = [groups[: len(prompts)], groups[len(prompts) :]]
-        learner = [await launched.learner.logprobs(Ref(ray.put(half)), chosen) for half, chosen in zip(halves, (None, adapter), strict=True)]
+        learner = [
+            await launched.learner.logprobs(Ref(ray.put(half)), chosen) for half, chosen in zip(halves, (None, adapter), strict=True)
+        ]
         across = await launched.learner.logprobs(Ref(ray.put(halves[1])), None)
         report = compare(halves[0], learner[0], halves[1], learner[1], across)
         check(report, coarser(config.rollout.dtype, config.learner.dtype))

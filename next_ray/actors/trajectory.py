@@ -18,10 +18,21 @@ from next_ray.delta.window import DeltaWindow
 from next_ray.errors import ExtrapolationError
 from next_ray.extrapolate.candidates import candidate_name, next_candidate, two_point_candidate
 from next_ray.predict.predictor import TrajectoryPredictor
-from next_ray.types import Adapter, Candidate, CheckpointTriplets, LoraFactors, Proposal, Ref
+from next_ray.types import Adapter, BacktestScore, Candidate, CheckpointTriplets, LoraFactors, Proposal, Ref
 
 BACKGROUND_NICENESS = 10
 """On a CPU machine trajectory work yields to rollout and update."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the predictor says beside the candidates: abstentions, back test, truncation error per candidate, fit statistics."""
+
+    abstained: Mapping[str, str]
+    backtest: tuple[BacktestScore, ...]
+    evidence: str
+    truncation: Sequence[float]
+    stats: Mapping[str, float]
 
 
 class DeltaActor:
@@ -81,7 +92,7 @@ class PredictorActor:
             else:
                 adapters.append(None if triplets is None else dict(next_candidate(last, triplets, alpha)))
             truncation.append(error)
-        return ((abstained, self._predictor.backtest, truncation), *adapters)
+        return (Findings(abstained, self._predictor.backtest, self._predictor.evidence, truncation, self._predictor.stats), *adapters)
 
 
 def _double_rank(adapter: Adapter) -> int:
@@ -120,13 +131,14 @@ class RayTrajectory:
         names = [(method, alpha) for method in self.config.methods for alpha in self.config.alphas]
         pair = self._adapters[index].value, self._adapters[index - self.config.horizon].value
         head, *refs = self.predictor.propose.options(num_returns=1 + len(names)).remote(names, *pair)
-        abstained, backtest, truncation = await result(head, "the predictor")
+        found: Findings = await result(head, "the predictor")
         candidates = tuple(
             Candidate(candidate_name(method, alpha), method, alpha, Ref(ref), error)
-            for (method, alpha), ref, error in zip(names, refs, truncation, strict=True)
-            if method not in abstained
+            for (method, alpha), ref, error in zip(names, refs, found.truncation, strict=True)
+            if method not in found.abstained
         )
-        return Proposal(candidates, tuple(backtest), abstained, {"digest_wait_s": waited})
+        stats = {"digest_wait_s": waited, **found.stats}
+        return Proposal(candidates, found.backtest, found.evidence, found.abstained, stats)
 
     async def restart(self) -> None:
         """Forget the trajectory everywhere."""

@@ -74,6 +74,7 @@ def jump_row(record: JumpRecord) -> Row:
                 {"index": score.index, "next": score.next_, "persistence": score.persistence, "linear": score.linear}
                 for score in record.backtest
             ],
+            "evidence": record.evidence,
             "abstained": dict(record.abstained),
             **_times(record.times),
             **{f"stats_{name}": float(value) for name, value in record.stats.items()},
