@@ -32,7 +32,7 @@ INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, and turn every user error into one paragraph and exit code 2."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_intermixed_args(argv)
     try:
         config = load_config(*_job_and_overrides(arguments.job))
         if arguments.baseline:
