@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import ray
 
 from next_ray.actors.cluster import result
+from next_ray.actors.shipping import ModelPlace, localize
 from next_ray.rollout.engine import EngineSpec, VllmEngine
 from next_ray.types import Adapter, FinishReason, Group, GroupSize, Ref, RolloutRequest, Sampling, Shard
 
@@ -18,8 +19,8 @@ from next_ray.types import Adapter, FinishReason, Group, GroupSize, Ref, Rollout
 class EngineActor:
     """Holds one `VllmEngine`."""
 
-    def __init__(self, spec: EngineSpec) -> None:
-        self._engine = VllmEngine(spec)
+    def __init__(self, spec: EngineSpec, place: ModelPlace, files: dict[str, bytes] | None) -> None:
+        self._engine = VllmEngine(replace(spec, model_path=localize(place, files)))
 
     def ready(self) -> None:
         """Return once the engine stands."""

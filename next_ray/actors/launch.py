@@ -16,6 +16,7 @@ from next_ray.actors.archive import ArchiveRemote, RayArchive
 from next_ray.actors.cluster import OpenCluster, actor_environment, place
 from next_ray.actors.engines import EngineRemote, RayRollout
 from next_ray.actors.learners import LearnerRemote, RayLearner
+from next_ray.actors.shipping import place_of, shipped
 from next_ray.actors.trajectory import DeltaRemote, PredictorRemote, RayTrajectory
 from next_ray.actors.verifiers import RayRewards, VerifierRemote
 from next_ray.config import Config
@@ -118,14 +119,17 @@ async def _start(
     state: Ref[LearnerState] | None = await archive.state(resume_from) if resume_from else None
     gang, *engine_groups = await _places(config, device, say, groups)
     say("starting engines and learners")
+    model_place, files = place_of(config.model, model), shipped(model)
+    on_gpu = device == "gpu"
+    engine, bundle = engine_bundle(config, on_gpu=on_gpu), learner_bundle(on_gpu=on_gpu)
+    spec = engine_spec(config, model, device)
     engines = [
-        _placed(EngineRemote, group, 0, engine_bundle(config, on_gpu=device == "gpu"), device, config.rollout.threads).remote(
-            engine_spec(config, model, device)
-        )
-        for group in engine_groups
+        _placed(EngineRemote, group, 0, engine, device, config.rollout.threads).remote(spec, model_place, files) for group in engine_groups
     ]
-    bundle = learner_bundle(on_gpu=device == "gpu")
-    ranks = [_placed(LearnerRemote, gang, i, bundle, device, config.learner.threads).remote() for i in range(config.learner.ranks)]
+    ranks = [
+        _placed(LearnerRemote, gang, i, bundle, device, config.learner.threads).remote(model_place, files)
+        for i in range(config.learner.ranks)
+    ]
     judges = [_light(VerifierRemote, device).remote(config.reward, verifiers) for _ in range(config.reward.actors)]
     trajectory = _trajectory(config, model, device)
     actors += [*engines, *ranks, *judges, *trajectory.workers, trajectory.predictor]

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 
 from next_ray.actors.cluster import result
+from next_ray.actors.shipping import ModelPlace, localize
 from next_ray.config import AfterJumpSection
 from next_ray.learn.deepspeed_learner import DeepSpeedLearner, LearnerSpec
 from next_ray.rollout.probe import make_probe_adapter
@@ -23,6 +24,9 @@ class LearnerActor:
 
     _learner: DeepSpeedLearner
 
+    def __init__(self, place: ModelPlace, files: dict[str, bytes] | None) -> None:
+        self._model_path = localize(place, files)
+
     def address(self) -> tuple[str, int]:
         """This node's address and a free port, for the process group."""
         with socket.socket() as probe:
@@ -31,7 +35,7 @@ class LearnerActor:
 
     def start(self, spec: LearnerSpec, state: LearnerState | None) -> tuple[dict[str, LoraFactors], None]:
         """Build the rank, restore its state when there is one, and return the adapter it starts from."""
-        self._learner = DeepSpeedLearner(spec)
+        self._learner = DeepSpeedLearner(dataclasses.replace(spec, model_path=self._model_path))
         if state is not None:
             self._learner.restore(state)
         return self._learner.adapter(), None

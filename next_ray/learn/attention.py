@@ -44,9 +44,9 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | N
     """`softmax(q k^T * scale + causal mask) v` with the softmax in float32; [S, H, L, E] in and out, K divides H."""
     num_seqs, num_heads, length, size = query.shape
     num_kv = key.shape[1]
-    scale = size**-0.5 if scale is None else scale
+    factor = size**-0.5 if scale is None else scale
     # Heads that share keys become rows of one product.
-    rows = query.reshape(num_seqs, num_kv, (num_heads // num_kv) * length, size) * scale
+    rows = query.reshape(num_seqs, num_kv, (num_heads // num_kv) * length, size) * factor
     scores = (rows @ key.transpose(-1, -2)).float().view(num_seqs, num_kv, num_heads // num_kv, length, length)
     future = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
     weights = torch.softmax(scores.masked_fill(future, -torch.inf), dim=-1).to(value.dtype)

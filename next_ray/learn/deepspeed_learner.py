@@ -12,30 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from next_ray.errors import ConfigError
 from next_ray.learn.batches import TrainingBatch, token_batch, training_batch
 from next_ray.learn.engine import join_process_group, leave_process_group, quiet, start_engine
-from next_ray.learn.losses import clipped_surrogate, kl_penalty, token_weights
 from next_ray.learn.lora import initial_weights, lora_parameters
+from next_ray.learn.losses import clipped_surrogate, kl_penalty, token_weights
 from next_ray.learn.masters import Masters, open_masters
 from next_ray.learn.meter import Meter
 from next_ray.learn.packing import require_version
 from next_ray.learn.policy import PolicySpec, load_policy
 from next_ray.learn.schedule import Rewarm, learning_rate
 from next_ray.learn.spec import LearnerSpec
+from next_ray.learn.state import Progress, as_adapter, moments_of, progress_of, weights_of
 from next_ray.types import Adapter, Group, LearnerState, LoraFactors, MicroBatch, MiniBatch, UpdatePlan
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where training stands. `position` counts mini batches seen (the schedule's clock), `optimizer_steps` those applied."""
-
-    position: int = 0
-    optimizer_steps: int = 0
-    skipped_zero: int = 0
-    skipped_nonfinite: int = 0
-    rewarm_start: int = 0
-    rewarm_steps: int = 0
+__all__ = ["DeepSpeedLearner", "LearnerSpec", "Progress"]
 
 
 @dataclass(frozen=True)
@@ -47,15 +38,13 @@ class _Step:
     old: Tensor | None
 
 
-__all__ = ["DeepSpeedLearner", "LearnerSpec", "Progress"]
-
-
 class DeepSpeedLearner:
     """A rank of the gang. Construction, and every method unless it says otherwise, is collective: all ranks must call it."""
 
     def __init__(self, spec: LearnerSpec) -> None:
         """Join the gang, load the model and start at a fresh adapter; raises `ModelError`, `ConfigError`."""
         self.spec = spec
+        self._scale = spec.learner.lora.alpha / spec.learner.lora.rank
         self.progress = Progress()
         self._engine: Any = None
         self._device = torch.device("cpu" if spec.device == "cpu" else "cuda:0")
@@ -221,7 +210,7 @@ class DeepSpeedLearner:
 
     def adapter(self) -> dict[str, LoraFactors]:
         """The float32 master weights as an adapter, on every rank."""
-        return self._as_adapter(self._masters.weights())
+        return as_adapter(self._masters.weights(), self._scale)
 
     def snapshot(self) -> LearnerState:
         """Everything that `restore` needs, unpartitioned, on every rank."""
@@ -234,14 +223,11 @@ class DeepSpeedLearner:
 
         Raises `ConfigError` when the state's adapter does not fit the configured one.
         """
-        weights = self._weights_of(state.adapter)
-        missing = [f"{n}.{k}" for n in self._shapes for k in ("exp_avg", "exp_avg_sq") if f"{n}.{k}" not in state.moments]
-        if missing:
-            raise ConfigError(f"The learner state lacks the optimizer moment {missing[0]!r}; it was not written by this learner.")
-        moments = {name: torch.from_numpy(np.array(value, dtype=np.float32)) for name, value in state.moments.items()}
+        weights = weights_of(state.adapter, self._shapes, self._scale)
+        moments = moments_of(state, self._shapes)
         self._masters.write_weights(weights)
         self._masters.write_moments(moments, int(state.scalars["adam_step"]))
-        self.progress = Progress(**{name: int(state.scalars[name]) for name in vars(Progress())})
+        self.progress = progress_of(state)
 
     def adopt(self, adapter: Adapter, moments: Literal["reset", "keep"], warmup_steps: int) -> dict[str, float]:
         """Go on from another adapter: bring it to the trained rank, load it, and warm the learning rate up again.
@@ -252,36 +238,11 @@ class DeepSpeedLearner:
         from next_ray.extrapolate.recompress import recompress
 
         recompressed = recompress(adapter, self.spec.learner.lora.rank, self.adapter())
-        self._masters.write_weights(self._weights_of(recompressed.adapter))
+        self._masters.write_weights(weights_of(recompressed.adapter, self._shapes, self._scale))
         if moments == "reset":
             self._masters.write_moments(None, 0)
         self.progress = replace(self.progress, rewarm_start=self.progress.position, rewarm_steps=warmup_steps)
         return {"truncation_error": recompressed.truncation_error}
-
-    @property
-    def _scale(self) -> float:
-        lora = self.spec.learner.lora
-        return lora.alpha / lora.rank
-
-    def _as_adapter(self, weights: dict[str, Tensor]) -> dict[str, LoraFactors]:
-        modules = sorted(name.removesuffix(".lora_A") for name in weights if name.endswith(".lora_A"))
-        return {m: LoraFactors(weights[f"{m}.lora_A"].numpy(), weights[f"{m}.lora_B"].numpy(), self._scale) for m in modules}
-
-    def _weights_of(self, adapter: Adapter) -> dict[str, Tensor]:
-        """An adapter of the trained rank as master weights; another scale goes into B."""
-        weights: dict[str, Tensor] = {}
-        for module, factors in adapter.items():
-            b = factors.b if factors.scale == self._scale else factors.b * np.float32(factors.scale / self._scale)
-            weights[f"{module}.lora_A"] = torch.from_numpy(np.array(factors.a, dtype=np.float32))
-            weights[f"{module}.lora_B"] = torch.from_numpy(np.array(b, dtype=np.float32))
-        for name in sorted(set(self._shapes) | set(weights)):
-            have = tuple(weights[name].shape) if name in weights else None
-            if have != self._shapes.get(name):
-                raise ConfigError(
-                    f"The adapter's {name} has shape {have}, the learner's {self._shapes.get(name)}: model, learner.lora.rank and "
-                    "learner.lora.target_modules must be those the adapter was trained with."
-                )
-        return weights
 
     # Log-probabilities ----------------------------------------------------------------------------------------------------
 

@@ -41,7 +41,8 @@ class _TokenLogprobs(torch.autograd.Function):
         for rows in _chunks(logits):
             chunk = torch.exp(logits[rows].float() / ctx.temperature - log_norms[rows, None])
             chunk *= -grad[rows, None]
-            chunk.scatter_add_(1, targets[rows, None], grad[rows, None])
+            index = targets[rows, None]
+            chunk.scatter_(1, index, chunk.gather(1, index) + grad[rows, None])
             result[rows] = chunk.to(result.dtype)
         return result, None, None
 

@@ -35,7 +35,12 @@ def add_adapter(model: Any, lora: LoraSection) -> Any:
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
     config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets, exclude_modules=[head], task_type="CAUSAL_LM"
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT only divides it by the rank
+        lora_dropout=0.0,
+        target_modules=targets,
+        exclude_modules=[head],
+        task_type="CAUSAL_LM",
     )
     try:
         peft_model = get_peft_model(model, config, adapter_name=ADAPTER_NAME, autocast_adapter_dtype=False)

@@ -74,12 +74,13 @@ def make_advantages(groups: Sequence[Group], seed: int = 1) -> list[tuple[float,
     return [tuple(row) for row in table]
 
 
-def make_plan(groups: Sequence[Group], ranks: int, mini: int | None = None, budget: int = 4096, drop: bool = True, **kwargs: Any) -> UpdatePlan:
+def make_plan(
+    groups: Sequence[Group], ranks: int, mini: int | None = None, budget: int = 4096, drop: bool = True, advantages: Any = None
+) -> UpdatePlan:
     """One shard per half of the groups, to exercise indices across shards."""
     half = len(groups) // 2
     shards = [shard_of(groups[:half]), shard_of(groups[half:])]
-    advantages = kwargs.get("advantages") or make_advantages(groups)
-    return plan_update(shards, advantages, 3, ranks, mini, budget, drop)
+    return plan_update(shards, advantages or make_advantages(groups), 3, ranks, mini, budget, drop)
 
 
 def resolved(plan: UpdatePlan) -> list[list[Group]]:
@@ -114,9 +115,9 @@ def make_spec(model_path: str, rank: int = 0, world_size: int = 1, port: int | N
 
 def run_gang(world_size: int, job: Callable[..., None], *args: Any) -> None:
     """Run `job(rank, world_size, *args)` in `world_size` fresh processes; the first failure is raised here."""
-    import torch.multiprocessing as mp
+    from torch.multiprocessing.spawn import spawn
 
-    mp.start_processes(_entry, args=(world_size, job, args), nprocs=world_size, join=True, start_method="spawn")
+    spawn(_entry, args=(world_size, job, args), nprocs=world_size, join=True)
 
 
 def _entry(rank: int, world_size: int, job: Callable[..., None], args: tuple[Any, ...]) -> None:

@@ -17,8 +17,10 @@ class ReferenceLearner:
         from transformers import AutoModelForCausalLM
 
         lora, cfg = spec.learner.lora, spec.learner
-        base = AutoModelForCausalLM.from_pretrained(spec.model_path, dtype=torch.float32, attn_implementation="eager", attention_dropout=0.0)
-        config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+        base = AutoModelForCausalLM.from_pretrained(
+            spec.model_path, dtype=torch.float32, attn_implementation="eager", attention_dropout=0.0
+        )
+        config = LoraConfig(r=lora.rank, lora_alpha=int(lora.alpha), target_modules="all-linear", task_type="CAUSAL_LM")
         self.model = get_peft_model(base, config).eval()
         self.spec = spec
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -33,8 +35,10 @@ class ReferenceLearner:
                 self.parameters[f"base_model.model.{module}.lora_B.default.weight"].copy_(torch.from_numpy(factors.b))
 
     def factors(self, adapter: Mapping[str, LoraFactors]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        name = "base_model.model.{}.lora_{}.default.weight"
-        return {m: (self.parameters[name.format(m, "A")].detach().numpy(), self.parameters[name.format(m, "B")].detach().numpy()) for m in adapter}
+        def weight(module: str, factor: str) -> np.ndarray:
+            return self.parameters[f"base_model.model.{module}.lora_{factor}.default.weight"].detach().numpy()
+
+        return {module: (weight(module, "A"), weight(module, "B")) for module in adapter}
 
     def logprobs(self, group: Group, sample: int) -> torch.Tensor:
         completion = group.completions[sample].token_ids.astype(np.int64)
@@ -59,15 +63,12 @@ class ReferenceLearner:
                 token_loss = -torch.min(ratio * advantage, ratio.clip(1 - algorithm.clip_low, 1 + algorithm.clip_high) * advantage)
                 if algorithm.kl_coef:
                     with torch.no_grad(), self.model.disable_adapter():
-                        d = self.logprobs(group, index.sample) - logprobs.detach()
-                        reference = logprobs.detach() + d
+                        reference = self.logprobs(group, index.sample)
                     d = reference - logprobs
                     token_loss = token_loss + algorithm.kl_coef * (d.exp() - d - 1)
                 losses.append(token_loss)
-            if algorithm.aggregation == "token-mean":
-                loss = torch.cat(losses).mean()
-            else:
-                loss = torch.stack([x.mean() for x in losses]).mean()
+            means = [x.mean() for x in losses]
+            loss = torch.cat(losses).mean() if algorithm.aggregation == "token-mean" else torch.stack(means).mean()
             self.adam.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.spec.learner.max_grad_norm)

@@ -210,7 +210,7 @@ def test_adapter_covers_all_linear_layers_but_the_head_and_follows_the_seed(mode
         one = learner.adapter()
         learner.close()
         learner.close()
-    layer = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+    layer = [f"self_attn.{x}_proj" for x in "qkvo"] + [f"mlp.{x}_proj" for x in ("gate", "up", "down")]
     assert set(one) == {f"model.layers.{i}.{m}" for i in range(2) for m in layer}
     for factors in one.values():
         assert factors.scale == 2.0 and not factors.b.any()
@@ -237,7 +237,7 @@ def test_user_errors_are_named(model_path, tmp_path):
     with DeepSpeedLearner(make_spec(model_path)) as learner:
         state = learner.snapshot()
         wrong = {n: LoraFactors(f.a[:2], f.b[:, :2], f.scale) for n, f in state.adapter.items()}
-        with pytest.raises(ConfigError, match="learner.lora.rank"):
+        with pytest.raises(ConfigError, match=r"learner\.lora\.rank"):
             learner.restore(replace(state, adapter=wrong))
         with pytest.raises(ConfigError, match="moment"):
             learner.restore(replace(state, moments={}))

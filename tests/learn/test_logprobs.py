@@ -40,8 +40,9 @@ def test_causal_attention_equals_torch(heads, kv_heads, length):
     shapes = [(3, h, length, 8) for h in (heads, kv_heads, kv_heads)]
     ours = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
     theirs = [x.detach().clone().requires_grad_() for x in ours]
-    expected = torch.nn.functional.scaled_dot_product_attention(*theirs, is_causal=True, enable_gqa=True)
-    result = causal_attention(*ours)
+    q, k, v = theirs
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    result = causal_attention(ours[0], ours[1], ours[2])
     torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-6)  # our softmax is float32
     upstream = torch.randn_like(expected)
     result.backward(upstream)

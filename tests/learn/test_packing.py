@@ -48,7 +48,8 @@ def test_plan_properties(problem, ranks, per_mini, budget, drop):
             load = 0
             for micro in rank:
                 assert len(micro.samples) == len(micro.advantages)
-                lengths = [shards[i.shard].sizes[i.group].prompt_tokens + shards[i.shard].sizes[i.group].completion_tokens[i.sample] for i in micro.samples]
+                sizes = [(shards[i.shard].sizes[i.group], i.sample) for i in micro.samples]
+                lengths = [group.prompt_tokens + group.completion_tokens[sample] for group, sample in sizes]
                 assert lengths == sorted(lengths, reverse=True)
                 assert not lengths or max(lengths) * len(lengths) <= budget
                 assert [advantage_of[i] for i in micro.samples] == list(micro.advantages)

@@ -5,8 +5,10 @@ import pytest
 from next_ray.config import LearnerSection
 from next_ray.learn.schedule import Rewarm, learning_rate
 
+NEVER = Rewarm()
 
-def rates(total, cfg, rewarm=Rewarm(), upto=None):
+
+def rates(total, cfg, rewarm=NEVER, upto=None):
     return [learning_rate(p, total, cfg, rewarm) for p in range(upto or total)]
 
 
