@@ -98,8 +98,9 @@ def test_an_impossible_placement_says_what_is_asked_and_what_there_is(tmp_path: 
 
     from next_ray.models.tiny import build_tokenizer
 
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
-    model = Qwen2Config(vocab_size=32, **sizes)
+    model = Qwen2Config(
+        vocab_size=32, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1
+    )
     Qwen2ForCausalLM(model).save_pretrained(tmp_path / "model")
     build_tokenizer().save_pretrained(tmp_path / "model")
     words = [f"model.name={tmp_path / 'model'}", "cluster.engine_labels={market: spot}", "cluster.wait_s=8"]

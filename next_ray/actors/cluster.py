@@ -19,11 +19,14 @@ from next_ray.config import ClusterSection
 from next_ray.errors import NextRayError, PlacementError
 
 
+Device = Literal["cpu", "gpu"]
+
+
 @dataclass(frozen=True)
 class OpenCluster:
     """What the run found: where actors run and what there is."""
 
-    device: Literal["cpu", "gpu"]
+    device: Device
     resources: Mapping[str, float]
     dashboard_url: str | None
     embedded: bool

@@ -13,7 +13,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from next_ray.actors.archive import ArchiveRemote, RayArchive
-from next_ray.actors.cluster import OpenCluster, actor_environment, place
+from next_ray.actors.cluster import Device, OpenCluster, actor_environment, place
 from next_ray.actors.engines import EngineRemote, RayRollout
 from next_ray.actors.learners import LearnerRemote, RayLearner
 from next_ray.actors.shipping import place_of, shipped
@@ -41,7 +41,7 @@ class Launched:
     initial: Ref[Adapter]
 
 
-def engine_spec(config: Config, model: PreparedModel, device: str) -> EngineSpec:
+def engine_spec(config: Config, model: PreparedModel, device: Device) -> EngineSpec:
     """What an engine needs: room for the widest candidate and for all candidates side by side."""
     return EngineSpec(
         model_path=model.path,
@@ -58,7 +58,7 @@ def engine_spec(config: Config, model: PreparedModel, device: str) -> EngineSpec
     )
 
 
-def learner_spec(config: Config, model: PreparedModel, device: str) -> LearnerSpec:
+def learner_spec(config: Config, model: PreparedModel, device: Device) -> LearnerSpec:
     """What rank 0 needs; the gang fills in rank, world size and address."""
     per_step = config.rollout.prompts_per_step // (config.learner.mini_batch_prompts or config.rollout.prompts_per_step)
     return LearnerSpec(
