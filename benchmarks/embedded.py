@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--folder", type=Path, default=Path("outputs/bench-embedded"))
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     results = [one_run(seed, arguments.folder, arguments.overrides) for seed in arguments.seeds]
     print(json.dumps(results, indent=2))
     return 0

@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks memory", description=__doc__)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--folder", type=Path, default=Path("outputs/bench-memory"))
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "next_ray.run", f"run.steps={arguments.steps}", "run.name=long", f"run.output_dir={arguments.folder}"]
     seen = watch([*command, f"store.url=file://{arguments.folder.absolute()}/store"], arguments.folder / "long.txt")

@@ -15,31 +15,45 @@ JOB = "jobs/smollm2-135m.yaml"
 
 
 def main(argv: list[str]) -> int:
-    """Run the job of each seed twice and print accuracy by step and by second of both."""
+    """Run the job of each seed plainly and with extrapolation, side by side, and print accuracy by step and by second of both."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks smollm2", description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, default=Path("outputs/bench-smollm2"))
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     results = []
     for seed in arguments.seeds:
-        plain = run(f"seed{seed}", seed, arguments.folder, ["--baseline", *arguments.overrides])
-        jumped = run(f"seed{seed}", seed, arguments.folder, arguments.overrides)
+        plain, jumped = pair(seed, arguments.folder, arguments.overrides)
         results.append({"seed": seed, "plain": plain, "extrapolated": jumped, "to_equal_accuracy": compare(plain, jumped)})
         print(json.dumps(results[-1]), flush=True)
     (arguments.folder / "results.json").write_text(json.dumps(results, indent=2))
     return 0
 
 
-def run(name: str, seed: int, folder: Path, extra: list[str]) -> dict[str, Any]:
-    """One run (or its kept result): the accuracy curve over steps and over seconds of the critical path."""
-    output = folder / (f"{name}-baseline" if "--baseline" in extra else name)
-    if not (output / "summary.json").exists():
-        command = [sys.executable, "-m", "next_ray.run", JOB, f"run.seed={seed}", f"run.name={name}", f"run.output_dir={folder}"]
-        command += [f"store.url=file://{folder.absolute()}/store", *extra]
-        with (folder / f"{output.name}.txt").open("w") as log:
-            subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=True)
+def pair(seed: int, folder: Path, overrides: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both runs of a seed at the same time, one thread each, so that they share whatever else the machine does."""
+    name = f"seed{seed}"
+    command = [sys.executable, "-m", "next_ray.run", JOB, f"run.seed={seed}", f"run.name={name}", f"run.output_dir={folder}"]
+    command += [
+        f"store.url=file://{folder.absolute()}/store",
+        "rollout.threads=1",
+        "learner.threads=1",
+        "cluster.dashboard=false",
+        *overrides,
+    ]
+    running = []
+    for output, flags in ((f"{name}-baseline", ["--baseline"]), (name, [])):
+        if not (folder / output / "summary.json").exists():
+            with (folder / f"{output}.txt").open("w") as log:
+                running.append(subprocess.Popen([*command, *flags], stdout=log, stderr=subprocess.STDOUT))
+    if any([process.wait() for process in running]):
+        raise SystemExit(f"a run of seed {seed} failed; see {folder}/{name}*.txt")
+    return result(folder / f"{name}-baseline"), result(folder / name)
+
+
+def result(output: Path) -> dict[str, Any]:
+    """A finished run: the accuracy curve over steps and over seconds of the critical path, attempts and final accuracy."""
     rows, summary = read_run(output)
     return {"curve": curve(rows), "jumps": [row for row in rows if row["kind"] == "jump"], "final": accuracy_of(summary, "final")}
 

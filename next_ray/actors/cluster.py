@@ -18,7 +18,6 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from next_ray.config import ClusterSection
 from next_ray.errors import NextRayError, PlacementError
 
-
 Device = Literal["cpu", "gpu"]
 
 

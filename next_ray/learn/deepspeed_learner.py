@@ -25,7 +25,6 @@ from next_ray.learn.spec import LearnerSpec
 from next_ray.learn.state import Progress, as_adapter, moments_of, progress_of, weights_of
 from next_ray.types import Adapter, Group, LearnerState, LoraFactors, MicroBatch, MiniBatch, UpdatePlan
 
-
 __all__ = ["DeepSpeedLearner", "LearnerSpec", "Progress"]
 
 
