@@ -47,7 +47,8 @@ def pair(seed: int, folder: Path, overrides: list[str]) -> tuple[dict[str, Any],
         if not (folder / output / "summary.json").exists():
             with (folder / f"{output}.txt").open("w") as log:
                 running.append(subprocess.Popen([*command, *flags], stdout=log, stderr=subprocess.STDOUT))
-    if any([process.wait() for process in running]):
+    codes = [process.wait() for process in running]
+    if any(codes):
         raise SystemExit(f"a run of seed {seed} failed; see {folder}/{name}*.txt")
     return result(folder / f"{name}-baseline"), result(folder / name)
 
