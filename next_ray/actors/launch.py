@@ -132,7 +132,7 @@ async def _start(
     ]
     judges = [_light(VerifierRemote, device).remote(config.reward, verifiers) for _ in range(config.reward.actors)]
     trajectory = _trajectory(config, model, device)
-    actors += [*engines, *ranks, *judges, *trajectory.workers, trajectory.predictor]
+    actors += [*engines, *ranks, *judges, *trajectory.actors]
     rollout, learner = RayRollout(engines), RayLearner(ranks, config.extrapolation.after_jump)
     initial, _ = await asyncio.gather(learner.start(learner_spec(config, model, device), state), rollout.ready())
     return Launched(rollout, RayRewards(judges), learner, archive, trajectory, initial)
@@ -154,6 +154,8 @@ async def _places(config: Config, device: str, say: Callable[[str], None], group
 
 def _trajectory(config: Config, model: PreparedModel, device: str) -> RayTrajectory:
     extra = config.extrapolation
+    if not extra.enabled:
+        return RayTrajectory([], None, extra)
     costs = {name: module_cost(out, inner, config.learner.lora.rank) for name, (out, inner) in model.linear_shapes.items()}
     shards = [shard for shard in shard_modules(costs, extra.delta_workers) if shard]
     workers = [_light(DeltaRemote, device).remote(extra.horizon, shard) for shard in shards]

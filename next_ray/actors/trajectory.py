@@ -101,7 +101,10 @@ def _double_rank(adapter: Adapter) -> int:
 
 @dataclass
 class RayTrajectory:
-    """The `Trajectory` port: fans checkpoints out to the delta workers and their triplets into the predictor."""
+    """The `Trajectory` port: fans checkpoints out to the delta workers and their triplets into the predictor.
+
+    Without extrapolation there are no workers and no predictor, and the loop never asks.
+    """
 
     workers: Sequence[Any]
     predictor: Any
@@ -110,6 +113,11 @@ class RayTrajectory:
     _fits: dict[int, Any] = field(default_factory=dict)
     _seconds: list[tuple[str, Any]] = field(default_factory=list)
     _totals: dict[str, float] = field(default_factory=lambda: {"delta": 0.0, "fit": 0.0})
+
+    @property
+    def actors(self) -> list[Any]:
+        """All actors behind this port."""
+        return [*self.workers, *([] if self.predictor is None else [self.predictor])]
 
     def observe(self, index: int, step: int, adapter: Ref[Adapter]) -> None:
         """Start the work on a checkpoint; nothing is waited for."""
@@ -143,7 +151,7 @@ class RayTrajectory:
     async def restart(self) -> None:
         """Forget the trajectory everywhere."""
         await self.background_s()
-        await asyncio.gather(*(result(actor.restart.remote(), "the trajectory") for actor in (*self.workers, self.predictor)))
+        await asyncio.gather(*(result(actor.restart.remote(), "the trajectory") for actor in self.actors))
         self._adapters, self._fits = {}, {}
 
     async def background_s(self) -> Mapping[str, float]:

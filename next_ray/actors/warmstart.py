@@ -52,11 +52,7 @@ def train_tiny_with_ray(spec: TinySpec, folder: Path, num_cpus: float = 1.0) -> 
             cause = next(iter(error.worker_failures.values()), error)
             raise TrainingError(f"The tiny model's supervised warm start failed: {_first_line(cause)}") from error
         except ray.train.ControllerError as error:
-            raise PlacementError(
-                f"The tiny model's warm start could not start its worker ({num_cpus:g} CPU): {_first_line(error.controller_failure)}. "
-                f"The cluster has {ray.cluster_resources().get('CPU', 0):g} CPUs, {ray.available_resources().get('CPU', 0):g} free. "
-                "Free or add some, then start again."
-            ) from error
+            raise _not_started(error.controller_failure, num_cpus) from error
     files: Any = result.return_value
     write_files(files, folder)
 
@@ -68,6 +64,22 @@ def _train_worker(config: dict[str, Any]) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as scratch:
         train(TinySpec(**config), Path(scratch), lambda metrics: ray.train.report(dict(metrics)))
         return read_files(Path(scratch))
+
+
+def _not_started(cause: BaseException, num_cpus: float) -> NextRayError:
+    """No room for the worker, or a worker that cannot start (for example because it cannot import this package)."""
+    import ray
+
+    if type(cause).__name__ != "WorkerGroupStartupTimeoutError":  # private to Ray Train
+        return TrainingError(
+            f"The tiny model's warm start could not start its worker: {_first_line(cause)}. "
+            "Every node needs next_ray: install it there, or submit the job with --working-dir."
+        )
+    return PlacementError(
+        f"No place for the tiny model's warm start: its worker asks for {num_cpus:g} CPU, the cluster has "
+        f"{ray.cluster_resources().get('CPU', 0):g} in all, {ray.available_resources().get('CPU', 0):g} free. "
+        "Add nodes, free some, or wait and start again."
+    )
 
 
 def _first_line(error: BaseException) -> str:
