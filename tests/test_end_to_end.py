@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -134,33 +135,47 @@ def test_two_engines_two_learners_on_s3_jump_without_a_gate(shared: Path, s3: S3
     assert labels[-4:] == ["base", "before the jump (step 4)", "jumped (two-point@1.0)", "final"]
 
 
-def test_ray_job_submit_runs_the_same_job(shared: Path) -> None:
-    port, dashboard = 26379, 28265
+def test_ray_job_submit_runs_the_same_job_and_exports_its_metrics(shared: Path) -> None:
+    port, dashboard, metrics = 26379, 28265, 28080
     env = environment(shared, RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
     start = [*ray, "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
-    start += [
-        f"--dashboard-port={dashboard}",
-        "--num-cpus=2",
-        "--min-worker-port=31000",
-        "--max-worker-port=31999",
-        f"--temp-dir={shared / 'r'}",
-    ]
+    start += [f"--dashboard-port={dashboard}", f"--metrics-export-port={metrics}", "--num-cpus=2"]
+    start += ["--min-worker-port=31000", "--max-worker-port=31999", f"--temp-dir={shared / 'r'}"]
     head = subprocess.Popen(start, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait_for_dashboard(dashboard)
-        job = ["job", "submit", f"--address=http://127.0.0.1:{dashboard}", "--working-dir", ".", "--", *command()]
-        overrides = [f"store.url=file://{shared / 'store'}", f"run.output_dir={shared / 'out'}", "run.name=submitted", "run.steps=2"]
-        result = subprocess.run([*ray, *job, *overrides], env=env, capture_output=True, text=True, timeout=TIME_LIMIT_S)
-        assert result.returncode == 0, result.stdout + result.stderr
-        assert "final" in result.stdout
-        assert [m["step"] for m in manifests(shared / "store", "submitted")][-1] == 2
+        job = [*ray, "job", "submit", f"--address=http://127.0.0.1:{dashboard}", "--working-dir", ".", "--", *command()]
+        job += [f"store.url=file://{shared / 'store'}", f"run.output_dir={shared / 'out'}", "run.name=submitted", "run.steps=40"]
+        with (shared / "submitted.txt").open("w") as log:
+            submitted = subprocess.Popen(job, env=env, stdout=log, stderr=subprocess.STDOUT)
+        seen = _names_while_running(submitted, f"http://127.0.0.1:{metrics}/metrics")
+        output = (shared / "submitted.txt").read_text()
+        assert submitted.wait(TIME_LIMIT_S) == 0, output
+        assert "What was gained" in output
+        assert [m["step"] for m in manifests(shared / "store", "submitted")][-1] == 40
+        assert {"ray_next_ray_reward_mean", "ray_next_ray_steps_total", "ray_next_ray_phase_seconds_total"} <= seen
     finally:
         head.terminate()
         try:
             head.wait(20)
         except subprocess.TimeoutExpired:
             head.kill()
+
+
+def _names_while_running(process: subprocess.Popen[bytes], url: str) -> set[str]:
+    """Names of this project's metrics that the endpoint showed before the process ended."""
+    names: set[str] = set()
+    deadline = time.monotonic() + TIME_LIMIT_S
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                text = answer.read().decode()
+        except OSError:
+            text = ""
+        names |= {line.split("{")[0].split(" ")[0] for line in text.splitlines() if line.startswith("ray_next_ray_")}
+        time.sleep(1)
+    return names
 
 
 def _wait_for_dashboard(port: int) -> None:
