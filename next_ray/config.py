@@ -43,7 +43,7 @@ class ModelSection(Section):
     """Run Python code that the model repository ships. Off unless you have read that code."""
     cache_dir: str | None = None
     """Where prepared models are kept; `$NEXT_RAY_CACHE` or `~/.cache/next_ray` when unset."""
-    tiny_steps: int = Field(default=400, ge=1)
+    tiny_steps: int = Field(default=500, ge=1)
     """Supervised steps (batch 128) that make the `tiny` model."""
     tiny_seed: int = 0
     """Seed of the `tiny` model."""

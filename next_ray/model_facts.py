@@ -121,7 +121,7 @@ def _qwen(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocab
 
 
 _KNOWN: dict[str, dict[str, Any]] = {
-    "tiny": _qwen(128, 384, 2, 4, 4, 17, tied=True) | {"model_type": "llama"},
+    "tiny": _qwen(192, 512, 2, 6, 6, 17, tied=True),
     "smollm2-135m": _qwen(576, 1536, 30, 9, 3, 49152, tied=True) | {"model_type": "llama"},
     "qwen/qwen2.5-1.5b-instruct": _qwen(1536, 8960, 28, 12, 2, 151936, tied=True),
     "qwen/qwen2.5-3b-instruct": _qwen(2048, 11008, 36, 16, 2, 151936, tied=True),

@@ -1,4 +1,4 @@
-"""The tiny model: a Llama of 0.4 million parameters that learns to add, one character a token.
+"""The tiny model: a Qwen2 of 0.9 million parameters that learns to add, one character a token.
 
 It exists so that a whole run, training included, fits a laptop. Its teacher is deliberately fallible: a share of the
 demonstrations has one wrong digit, so the model knows more than its samples at temperature 1 show, and reinforcement
@@ -26,7 +26,7 @@ from next_ray.errors import ConfigError, TrainingError
 from next_ray.models.folder import quiet_transformers
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 FORMAT = 1
 """Raised whenever the same spec would give other bytes, so that cached folders are not mistaken for new ones."""
@@ -48,13 +48,13 @@ class TinySpec:
     """Largest number of digits of each operand."""
     operations: str = "+"
     """Operations it is taught: `+`, `-` or `+-`."""
-    steps: int = 400
+    steps: int = 500
     """Supervised optimizer steps."""
     seed: int = 0
     """Seed of the weights and of the demonstrations."""
     batch_size: int = 128
     """Demonstrations per step."""
-    lr: float = 4e-3
+    lr: float = 2.5e-3
     """Peak learning rate (AdamW)."""
     warmup_steps: int = 40
     """Steps of linear warm-up; then the rate falls on a cosine to a twentieth of its peak."""
@@ -62,13 +62,13 @@ class TinySpec:
     """Share of the demonstrations with one wrong digit, once the teacher makes mistakes."""
     careful: float = 0.75
     """Share of the steps before the teacher starts to make mistakes."""
-    hidden_size: int = 128
+    hidden_size: int = 192
     """Width of the residual stream."""
-    intermediate_size: int = 384
+    intermediate_size: int = 512
     """Width of the feed-forward layers."""
     num_layers: int = 2
     """Transformer layers."""
-    num_heads: int = 4
+    num_heads: int = 6
     """Attention heads, each with its own keys and values."""
     initializer_range: float = 0.06
     """Standard deviation of the initial weights; the usual 0.02 learns far slower at this width."""
@@ -103,13 +103,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(spec: TinySpec) -> LlamaForCausalLM:
+def build_model(spec: TinySpec) -> Qwen2ForCausalLM:
     """The untrained model, float32, on the CPU; its weights follow torch's current random state."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import Qwen2Config, Qwen2ForCausalLM
 
     if spec.hidden_size % spec.num_heads:
         raise ConfigError(f"The tiny model's hidden_size={spec.hidden_size} is not a multiple of num_heads={spec.num_heads}.")
-    config = LlamaConfig(
+    config = Qwen2Config(
         vocab_size=4 + len(CHARACTERS),
         hidden_size=spec.hidden_size,
         intermediate_size=spec.intermediate_size,
@@ -123,7 +123,7 @@ def build_model(spec: TinySpec) -> LlamaForCausalLM:
         bos_token_id=1,
         eos_token_id=2,
     )
-    return LlamaForCausalLM(config)
+    return Qwen2ForCausalLM(config)
 
 
 def train(spec: TinySpec, folder: Path, report: Report) -> None:
@@ -142,7 +142,7 @@ def train(spec: TinySpec, folder: Path, report: Report) -> None:
         build_tokenizer().save_pretrained(folder)
 
 
-def _fit(spec: TinySpec, model: LlamaForCausalLM, report: Report) -> None:
+def _fit(spec: TinySpec, model: Qwen2ForCausalLM, report: Report) -> None:
     """The supervised loop, in place."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec.lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(spec, step))
