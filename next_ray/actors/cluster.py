@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RaySystemError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from next_ray.config import ClusterSection
@@ -45,7 +45,7 @@ def open_cluster(config: ClusterSection, namespace: str, embedded_cpus: int) -> 
             context = ray.init(
                 address="local", num_cpus=embedded_cpus, include_dashboard=config.dashboard, dashboard_host="127.0.0.1", **common
             )
-    except (ConnectionError, RuntimeError, RaySystemError) as error:
+    except Exception as error:  # Ray raises a bare Exception when its processes do not come up in time
         where = f"the cluster at RAY_ADDRESS={address}" if address else "an embedded Ray on this machine"
         raise PlacementError(
             f"Could not open {where}: {error}. Check that it runs, and that RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH are those "

@@ -49,8 +49,9 @@ def join_process_group(rank: int, world_size: int, address: str, port: int, devi
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     import deepspeed
 
-    # DeepSpeed would compile a shared-memory all-reduce at the first start: half a minute and a compiler for no gain here.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # No compiled operator is used here. An empty table spares the compiler runs that would find out which ones could be built,
+    # and half a minute of building a shared-memory all-reduce at the first start.
+    deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed(
         dist_backend="gloo" if device == "cpu" else "nccl",
         auto_mpi_discovery=False,
