@@ -18,7 +18,7 @@ from next_ray.delta.window import DeltaWindow
 from next_ray.errors import ExtrapolationError
 from next_ray.extrapolate.candidates import candidate_name, next_candidate, two_point_candidate
 from next_ray.predict.predictor import TrajectoryPredictor
-from next_ray.types import Adapter, BacktestScore, Candidate, CheckpointTriplets, LoraFactors, Proposal, Ref
+from next_ray.types import Adapter, BacktestScore, Candidate, CheckpointTriplets, LoraFactors, Proposal, Ref, Triplet
 
 BACKGROUND_NICENESS = 10
 """On a CPU machine trajectory work yields to rollout and update."""
@@ -73,14 +73,9 @@ class PredictorActor:
 
     def propose(self, names: Sequence[tuple[str, float]], last: Adapter, earlier: Adapter) -> tuple[Any, ...]:
         """One summary and one adapter (or None) per wanted (method, alpha): `last` is W_c, `earlier` W_{c-k}."""
-        abstained: dict[str, str] = {}
-        triplets = None
-        if any(method == "next" for method, _ in names):
-            reason = self._predictor.abstention
-            if reason is None:
-                triplets = self._predictor.predict()
-            else:
-                abstained["next"] = reason
+        wants_next = any(method == "next" for method, _ in names)
+        triplets, reason = self._prediction() if wants_next else (None, None)
+        abstained = {} if reason is None else {"next": reason}
         adapters: list[dict[str, LoraFactors] | None] = []
         truncation: list[float] = []
         for method, alpha in names:
@@ -93,6 +88,15 @@ class PredictorActor:
                 adapters.append(None if triplets is None else dict(next_candidate(last, triplets, alpha)))
             truncation.append(error)
         return (Findings(abstained, self._predictor.backtest, self._predictor.evidence, truncation, self._predictor.stats), *adapters)
+
+    def _prediction(self) -> tuple[Mapping[str, Triplet] | None, str | None]:
+        """What NExt says, or why it says nothing: a trajectory that does not move is no reason to stop training."""
+        if self._predictor.abstention is not None:
+            return None, self._predictor.abstention
+        try:
+            return self._predictor.predict(), None
+        except ExtrapolationError as error:
+            return None, str(error)
 
 
 def _double_rank(adapter: Adapter) -> int:
