@@ -19,7 +19,6 @@ def _cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "2")
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()
@@ -48,5 +47,6 @@ def test_a_cluster_without_room_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     from next_ray.actors import warmstart
 
     monkeypatch.setattr(warmstart, "START_ATTEMPTS", 2)
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "2")
     with pytest.raises(PlacementError, match=r"asks for 16 CPU, the cluster has 2 in all"):
         warmstart.train_tiny_with_ray(SPEC, tmp_path, num_cpus=16)

@@ -17,7 +17,9 @@ def jump_record(step: int, accepted: str | None) -> JumpRecord:
     rows = (GateRow("next@1", 0.5, 0.04, 0.2), GateRow("two-point@1.5", 0.6, 0.14, 0.001))
     decision = GateDecision(accepted, "a reason", 0.46, rows)
     backtest = (BacktestScore(4, 0.9, 0.7, 0.6),)
-    return JumpRecord(step, decision, backtest, "next lost", {"next": "loses"}, {"candidates": 0.5, "gate": 3.0}, {"fit_steps": 7.0}, "two-point", 1.5)
+    return JumpRecord(
+        step, decision, backtest, "next lost", {"next": "loses"}, {"candidates": 0.5, "gate": 3.0}, {"fit_steps": 7.0}, "two-point", 1.5
+    )
 
 
 def result(label: str, *correct: int, num_samples: int = 4) -> EvaluationResult:
