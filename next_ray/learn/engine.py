@@ -51,7 +51,7 @@ def join_process_group(rank: int, world_size: int, address: str, port: int, devi
 
     # No compiled operator is used here. An empty table spares the compiler runs that would find out which ones could be built,
     # and half a minute of building a shared-memory all-reduce at the first start.
-    vars(deepspeed.ops)["__compatible_ops__"] = {}
+    deepspeed.ops.__dict__["__compatible_ops__"] = {}
     deepspeed.init_distributed(
         dist_backend="gloo" if device == "cpu" else "nccl",
         auto_mpi_discovery=False,
