@@ -12,6 +12,8 @@ from typing import Any
 from benchmarks.rows import accuracy_of, read_run
 
 JOB = "jobs/smollm2-135m.yaml"
+SHARES = (0.5, 0.75, 0.9, 1.0)
+"""Shares of the plain run's final accuracy at which the two are compared."""
 
 
 def main(argv: list[str]) -> int:
@@ -67,13 +69,20 @@ def curve(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
             seconds += row["time_total_s"] + row.get("time_checkpoint_s", 0.0)
         elif row["kind"] == "jump":
             seconds += sum(value for name, value in row.items() if name.startswith("time_") and "evaluate" not in name)
-        else:
+        elif row["label"] == "final" or row["label"].startswith("step "):
             points.append({"step": row["step"], "seconds": round(seconds, 1), "accuracy": row["avg_at_k"]})
     return points
 
 
-def compare(plain: dict[str, Any], jumped: dict[str, Any], target: float | None = None) -> dict[str, Any]:
-    """Steps and seconds both needed for the highest accuracy both reached (None: never reached)."""
-    reached = min(max(p["accuracy"] for p in run["curve"]) for run in (plain, jumped)) if target is None else target
-    first = [next(p for p in run["curve"] if p["accuracy"] >= reached) for run in (plain, jumped)]
-    return {"accuracy": reached, "plain": first[0], "extrapolated": first[1]}
+def compare(plain: dict[str, Any], jumped: dict[str, Any]) -> list[dict[str, Any]]:
+    """Steps and seconds both needed for shares of the plain run's final accuracy (None: never reached)."""
+    final = plain["final"]["mean"]
+    return [
+        {"share": share, "accuracy": share * final, "plain": first(plain, share * final), "extrapolated": first(jumped, share * final)}
+        for share in SHARES
+    ]
+
+
+def first(run: dict[str, Any], accuracy: float) -> dict[str, float] | None:
+    """The first point of a run's curve that reaches an accuracy."""
+    return next((point for point in run["curve"] if point["accuracy"] >= accuracy), None)
