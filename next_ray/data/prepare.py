@@ -39,9 +39,24 @@ def load_tokenizer(folder: str, trust_remote_code: bool) -> Any:
         raise ModelError(f"{folder}: the tokenizer cannot be read ({reason}). Save the model's tokenizer into that folder.") from error
 
 
+def check_characters(splits: Splits, encoder: PromptEncoder, tokenizer: Any) -> None:
+    """Refuse prompts that a character tokenizer cannot read: it would drop what it does not know. Raises `DataError`."""
+    known = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    if any(len(token) != 1 for token in known):
+        return
+    for prompt in (*splits.train, *splits.gate, *splits.test):
+        unknown = sorted(set(encoder.render(prompt)) - known)
+        if unknown:
+            raise DataError(
+                f"Prompt {encoder.render(prompt)[:80]!r} has the character {unknown[0]!r}, but the model at {tokenizer.name_or_path} "
+                f"reads only {''.join(sorted(known))}. Take another model (model.name), or problems in these characters."
+            )
+
+
 def filter_by_length(splits: Splits, tokenizer: Any, config: Config) -> tuple[Splits, str]:
     """Leave out prompts that are longer than `data.max_prompt_tokens`, in all three sets; the text counts them."""
     encoder = PromptEncoder(tokenizer, config.data)
+    check_characters(splits, encoder, tokenizer)
     limit = config.data.max_prompt_tokens
     fits = {name: encoder.fits(getattr(splits, name), limit) for name in ("train", "gate", "test")}
     for name, fit in fits.items():
