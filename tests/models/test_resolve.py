@@ -56,8 +56,8 @@ def test_tiny_is_made_once_and_described(tmp_path: Path) -> None:
     model = prepare_model(section, counted, SPEC)
     assert prepare_model(section, counted, SPEC) == model
     assert made == [replace(SPEC, steps=2, seed=5)]
-    # embeddings (tied), two norms a layer and a last one, four attention and three feed-forward matrices a layer
-    assert model.num_parameters == 17 * 32 + 5 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 48)
+    # embeddings (tied), two norms a layer and a last one; a layer: three biases, four attention and three feed-forward matrices
+    assert model.num_parameters == 17 * 32 + 5 * 32 + 2 * (3 * 32 + 4 * 32 * 32 + 3 * 32 * 48)
     assert (model.num_layers, model.hidden_size, model.vocab_size, model.dtype_bytes) == (2, 32, 17, 2)
     assert (model.num_kv_heads, model.head_dim, model.revision) == (1, 32, None)
     attention = {f"self_attn.{name}_proj": (32, 32) for name in "qkvo"}
