@@ -321,6 +321,11 @@ class ExtrapolationSection(Section):
             )
         if self.gate.kind == "none" and self.enabled and self.gate.fixed is None:
             raise ValueError("extrapolation.gate.kind=none needs gate.fixed, the candidate to take (for example next@1.5).")
+        proposed = [f"{method}@{alpha:g}" for method in self.methods for alpha in self.alphas]
+        if self.gate.fixed is not None and self.gate.fixed not in proposed:
+            raise ValueError(
+                f"extrapolation.gate.fixed={self.gate.fixed} is never proposed; methods and alphas give {', '.join(proposed)}."
+            )
         return self
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -124,15 +127,15 @@ def test_two_engines_two_learners_on_s3_jump_without_a_gate(shared: Path, s3: S3
         "learner.ranks=2",
         "learner.zero_stage=2",
         "extrapolation.delta_workers=2",
-        "extrapolation.gate={kind: none, fixed: two-point@1.0}",
+        "extrapolation.gate={kind: none, fixed: two-point@1.5}",
     )
     assert result.returncode == 0, result.stdout + result.stderr
     records = timeless(shared / "out" / "s3" / "metrics.jsonl")
     assert [r["step"] for r in records if r["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
     (jump,) = [r for r in records if r["kind"] == "jump"]
-    assert jump["accepted"] == "two-point@1.0"
+    assert jump["accepted"] == "two-point@1.5"
     labels = [r["label"] for r in records if r["kind"] == "evaluation"]
-    assert labels[-4:] == ["base", "before the jump (step 4)", "jumped (two-point@1.0)", "final"]
+    assert labels[-4:] == ["base", "before the jump (step 4)", "jumped (two-point@1.5)", "final"]
 
 
 def test_ray_job_submit_runs_the_same_job_and_exports_its_metrics(shared: Path) -> None:
@@ -141,10 +144,12 @@ def test_ray_job_submit_runs_the_same_job_and_exports_its_metrics(shared: Path) 
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
     start = [*ray, "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
     start += [f"--dashboard-port={dashboard}", f"--metrics-export-port={metrics}", "--num-cpus=2"]
-    start += ["--min-worker-port=31000", "--max-worker-port=31999", f"--temp-dir={shared / 'r'}"]
-    head = subprocess.Popen(start, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    sockets = tempfile.mkdtemp(prefix="nr")  # Ray's socket paths must stay short
+    start += ["--min-worker-port=31000", "--max-worker-port=31999", f"--temp-dir={sockets}"]
+    with (shared / "head.txt").open("w") as log:
+        head = subprocess.Popen(start, env=env, stdout=log, stderr=subprocess.STDOUT)
     try:
-        _wait_for_dashboard(dashboard)
+        _wait_for_dashboard(dashboard, head, shared / "head.txt")
         job = [*ray, "job", "submit", f"--address=http://127.0.0.1:{dashboard}", "--working-dir", ".", "--", *command()]
         job += [f"store.url=file://{shared / 'store'}", f"run.output_dir={shared / 'out'}", "run.name=submitted", "run.steps=40"]
         with (shared / "submitted.txt").open("w") as log:
@@ -161,6 +166,7 @@ def test_ray_job_submit_runs_the_same_job_and_exports_its_metrics(shared: Path) 
             head.wait(20)
         except subprocess.TimeoutExpired:
             head.kill()
+        shutil.rmtree(sockets, ignore_errors=True)
 
 
 def _names_while_running(process: subprocess.Popen[bytes], url: str) -> set[str]:
@@ -178,13 +184,11 @@ def _names_while_running(process: subprocess.Popen[bytes], url: str) -> set[str]
     return names
 
 
-def _wait_for_dashboard(port: int) -> None:
-    import socket
-
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
+def _wait_for_dashboard(port: int, head: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline and head.poll() is None:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.5)
-    raise AssertionError("the Ray head did not start")
+    raise AssertionError(f"the Ray head did not start: {log.read_text()}")

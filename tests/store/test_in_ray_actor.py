@@ -33,7 +33,8 @@ class Archivist:
 
 @pytest.fixture
 def ray_cluster(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    if "RAY_AUTH_MODE" not in os.environ:  # else Ray may have read it already: it does so when it is imported
+        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
