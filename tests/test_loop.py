@@ -101,9 +101,9 @@ def test_a_bad_candidate_changes_nothing() -> None:
 
 
 def test_gate_none_takes_the_fixed_candidate_without_sampling() -> None:
-    world = World(config(gate={"kind": "none", "fixed": "next@1"}), gains={"next@1": 0.1})
+    world = World(config(gate={"kind": "none", "fixed": "next@1.5"}), gains={"next@1.5": 0.1})
     run(world.loop())
-    assert world.report.jumps[0].decision.accepted == "next@1"
+    assert world.report.jumps[0].decision.accepted == "next@1.5"
     assert not any(line.startswith("generate 64") for line in world.rollout.log)
 
 
