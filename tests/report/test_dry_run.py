@@ -28,7 +28,7 @@ def test_it_shows_config_sizes_placement_and_memory() -> None:
         "lr: 0.0002",
         "jumps tried after",
         "market=on-demand",
-        "428,800 parameters",
+        "890,112 parameters",
         "Nothing was started",
     ):
         assert fragment in text
