@@ -171,6 +171,7 @@ def test_ray_job_submit_runs_the_same_job_and_exports_its_metrics(shared: Path) 
             head.wait(20)
         except subprocess.TimeoutExpired:
             head.kill()
+            head.wait()
         shutil.rmtree(sockets, ignore_errors=True)
 
 
