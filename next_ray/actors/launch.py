@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from next_ray.models.resolve import PreparedModel
 from next_ray.rollout.engine import EngineSpec
 from next_ray.store.checkpoints import CheckpointStore
 from next_ray.types import Adapter, LearnerState, Ref
+
+CLOSE_S = 20.0
+"""How long actors may take to leave their process group and remove their adapter folders."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,11 @@ async def launch(
     groups: list[PlacementGroup] = []
     actors: list[Any] = []
     try:
-        yield await _start(config, cluster, model, store, resume_from, lease_token, verifiers, say, groups, actors)
+        launched = await _start(config, cluster, model, store, resume_from, lease_token, verifiers, say, groups, actors)
+        yield launched
+        closing = asyncio.gather(launched.rollout.close(), launched.learner.close(), launched.rewards.close())
+        with contextlib.suppress(TimeoutError):  # what is still busy then is killed below
+            await asyncio.wait_for(closing, CLOSE_S)
     finally:
         for actor in actors:
             ray.kill(actor)
