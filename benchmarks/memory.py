@@ -5,40 +5,48 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.rows import read_run
 from benchmarks.watched import watch
+
+WINDOW_STEPS = 20
+"""The peak over this many steps is compared: one evaluation of the default schedule falls into each window."""
 
 
 def main(argv: list[str]) -> int:
-    """Run `--steps` steps and compare every process's memory in the middle with that at the last step."""
+    """Run `--steps` steps; compare every process's peak just before the middle with its peak just before the last step.
+
+    The final evaluation is left out: it is larger than what training does, and a process that grew by it need not grow by steps.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks memory", description=__doc__)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--folder", type=Path, default=Path("outputs/bench-memory"))
     arguments = parser.parse_intermixed_args(argv)
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "next_ray.run", f"run.steps={arguments.steps}", "run.name=long", f"run.output_dir={arguments.folder}"]
-    seen = watch([*command, f"store.url=file://{arguments.folder.absolute()}/store"], arguments.folder / "long.txt")
-    if seen.returncode:
-        raise SystemExit(f"the run failed with exit code {seen.returncode}; see {arguments.folder / 'long.txt'}")
-    rows, _ = read_run(arguments.folder / "long")
-    training_s = sum(
-        sum(v for k, v in row.items() if k.startswith("time_") and k != "time_total_s") for row in rows if row["kind"] == "step"
+    steps, folder = arguments.steps, arguments.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = folder / "long" / "metrics.jsonl"
+    command = [sys.executable, "-m", "next_ray.run", f"run.steps={steps}", "run.name=long", f"run.output_dir={folder}"]
+    seen = watch(
+        [*command, f"store.url=file://{folder.absolute()}/store"], folder / "long.txt", mark=lambda: steps_done(metrics), interval_s=0.5
     )
+    if seen.returncode:
+        raise SystemExit(f"the run failed with exit code {seen.returncode}; see {folder / 'long.txt'}")
     report = []
     for pid, series in seen.series.items():
-        end = series[-1][0]
-        half = [mib for at, mib in series if end - training_s / 2 - 5 <= at <= end - training_s / 2 + 5]
-        last = [mib for at, mib in series if at >= end - 10]
-        if half and end > seen.wall_s - 15:
-            report.append(
-                {
-                    "process": seen.names[pid],
-                    "middle_mib": round(max(half)),
-                    "end_mib": round(max(last)),
-                    "growth_mib": round(max(last) - max(half)),
-                }
-            )
+        middle, end = window_peak(series, steps // 2), window_peak(series, steps)
+        if middle is not None and end is not None:
+            row = {"process": seen.names[pid], "middle_mib": round(middle), "end_mib": round(end), "growth_mib": round(end - middle)}
+            report.append(row)
     print(json.dumps(sorted(report, key=lambda r: -r["growth_mib"]), indent=2))
     return 0
+
+
+def steps_done(metrics: Path) -> int:
+    """Steps that a run has logged so far."""
+    return metrics.read_bytes().count(b'"kind": "step"') if metrics.exists() else 0
+
+
+def window_peak(series: Sequence[tuple[int, float]], last_step: int) -> float | None:
+    """Largest MiB while the `WINDOW_STEPS` steps up to `last_step` ran; None when the process was not there."""
+    return max((mib for step, mib in series if last_step - WINDOW_STEPS <= step < last_step), default=None)

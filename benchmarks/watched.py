@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,23 +16,26 @@ MIB = 2**20
 
 @dataclass
 class Watched:
-    """What was seen of a finished command. `series[pid]` lists (seconds since start, MiB of proportional set size)."""
+    """What was seen of a finished command. `series[pid]` lists (mark, MiB of proportional set size)."""
 
     returncode: int = -1
     wall_s: float = 0.0
     peak_mib: float = 0.0
     names: dict[int, str] = field(default_factory=dict)
-    series: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
+    series: dict[int, list[tuple[int, float]]] = field(default_factory=dict)
 
 
-def watch(command: Sequence[str], log: Path, interval_s: float = 1.0, env: dict[str, str] | None = None) -> Watched:
-    """Run `command` with its output in `log`; proportional set sizes count shared pages once over all processes."""
+def watch(command: Sequence[str], log: Path, mark: Callable[[], int] = int, interval_s: float = 1.0) -> Watched:
+    """Run `command` with its output in `log`; proportional set sizes count shared pages once over all processes.
+
+    `mark` is asked at every sample where the command is, for example how many steps are done.
+    """
     seen = Watched()
     started = time.monotonic()
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env)
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
         done = threading.Event()
-        sampler = threading.Thread(target=_sample, args=(process.pid, seen, started, interval_s, done))
+        sampler = threading.Thread(target=_sample, args=(process.pid, seen, mark, interval_s, done))
         sampler.start()
         seen.returncode = process.wait()
         done.set()
@@ -41,9 +44,9 @@ def watch(command: Sequence[str], log: Path, interval_s: float = 1.0, env: dict[
     return seen
 
 
-def _sample(pid: int, seen: Watched, started: float, interval_s: float, done: threading.Event) -> None:
+def _sample(pid: int, seen: Watched, mark: Callable[[], int], interval_s: float, done: threading.Event) -> None:
     while not done.wait(interval_s):
-        total = 0.0
+        total, at = 0.0, mark()
         try:
             root = psutil.Process(pid)
             processes = [root, *root.children(recursive=True)]
@@ -57,5 +60,5 @@ def _sample(pid: int, seen: Watched, started: float, interval_s: float, done: th
                 continue
             total += mib
             seen.names[process.pid] = name
-            seen.series.setdefault(process.pid, []).append((time.monotonic() - started, mib))
+            seen.series.setdefault(process.pid, []).append((at, mib))
         seen.peak_mib = max(seen.peak_mib, total)

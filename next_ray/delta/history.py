@@ -1,0 +1,132 @@
+"""One module along a trajectory: its deltas D_t = W_t - W_0 at checkpoints t = 1..K, whatever they are stored as.
+
+Extrapolators, analyses and exporters see a module only through `ModuleHistory`. `FactorHistory` (below) keeps LoRA factors and never
+forms a dense matrix; `DenseHistory` (`dense.py`) streams full matrices.
+
+Shape legend: O/I out/in features, K checkpoints, Q rank of stacked factors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from next_ray.delta.factors import FactorPair, difference, from_base, spectra
+from next_ray.delta.gauge import align
+from next_ray.types import LoraFactors, ModuleTriplets, Triplet
+
+Delta = FactorPair | np.ndarray
+"""A delta as float64 factors ([O, Q] and [Q, I]) or as a dense float64 matrix [O, I]."""
+
+
+class ModuleHistory(Protocol):
+    """One module's deltas. Indices t count checkpoints from 1; index 0 is the base, whose delta is zero."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(O, I)."""
+        ...
+
+    @property
+    def num_checkpoints(self) -> int:
+        """K."""
+        ...
+
+    def combine(self, weights: np.ndarray) -> Delta:
+        """sum_t weights[t - 1] D_t; `weights` float64 [K]. Checkpoints of weight 0 are not read."""
+        ...
+
+    def gram(self) -> np.ndarray:
+        """Inner products <D_i, D_j>_F over time, float64 [K, K]."""
+        ...
+
+    def top(self, later: int, earlier: int = 0) -> Triplet:
+        """The top singular triplet of W_later - W_earlier, in any sign."""
+        ...
+
+    def singular_values(self, later: int, earlier: int = 0) -> np.ndarray:
+        """All singular values of W_later - W_earlier that can differ from zero, float64, descending."""
+        ...
+
+    def row_norms(self, index: int) -> np.ndarray:
+        """|row|_2 of D_index, float64 [O]."""
+        ...
+
+    def triplets(self, horizon: int) -> list[ModuleTriplets]:
+        """G_i, L_i and T_{i-k} for i = 1..K, signs aligned along the trajectory (as `DeltaWindow` gives them)."""
+        ...
+
+    def truncated(self, num_checkpoints: int) -> ModuleHistory:
+        """The same module as it was known at checkpoint `num_checkpoints`."""
+        ...
+
+
+@dataclass(frozen=True)
+class FactorHistory:
+    """A module whose checkpoints are LoRA adapters; `factors[t - 1]` belongs to checkpoint t. Ranks and scales may differ."""
+
+    factors: Sequence[LoraFactors]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(O, I)."""
+        return self.factors[0].b.shape[0], self.factors[0].a.shape[1]
+
+    @property
+    def num_checkpoints(self) -> int:
+        """K."""
+        return len(self.factors)
+
+    def combine(self, weights: np.ndarray) -> FactorPair:
+        """The weighted sum as stacked factors; an empty sum has Q = 0."""
+        parts = [(w, from_base(f)) for w, f in zip(weights, self.factors, strict=True) if w != 0.0]
+        if not parts:
+            out_features, in_features = self.shape
+            return FactorPair(np.zeros((out_features, 0)), np.zeros((0, in_features)))
+        return FactorPair(np.hstack([w * part.left for w, part in parts]), np.vstack([part.right for _, part in parts]))
+
+    def gram(self) -> np.ndarray:
+        """<D_i, D_j> = tr((L_i^T L_j)(R_j R_i^T)): no dense matrix."""
+        pairs = [from_base(f) for f in self.factors]
+        products = [[float(np.sum((i.left.T @ j.left) * (i.right @ j.right.T))) for j in pairs] for i in pairs]
+        return np.array(products)
+
+    def top(self, later: int, earlier: int = 0) -> Triplet:
+        """From the factors, by Gram matrices, QR where these are not accurate."""
+        return spectra({"": self._pair(later, earlier)})[""].top
+
+    def singular_values(self, later: int, earlier: int = 0) -> np.ndarray:
+        """Float64 [Q], exact up to rounding."""
+        return spectra({"": self._pair(later, earlier)})[""].singular_values
+
+    def row_norms(self, index: int) -> np.ndarray:
+        """sqrt(diag(L (R R^T) L^T))."""
+        pair = from_base(self.factors[index - 1])
+        return np.sqrt(np.maximum(np.sum((pair.left @ (pair.right @ pair.right.T)) * pair.left, axis=1), 0.0))
+
+    def triplets(self, horizon: int) -> list[ModuleTriplets]:
+        """All triplets of the trajectory."""
+        count = self.num_checkpoints
+        pairs = {f"g{i}": self._pair(i, 0) for i in range(1, count + 1)}
+        pairs |= {f"l{i}": self._pair(i, i - 1) for i in range(2, count + 1)}
+        pairs |= {f"t{i}": self._pair(i, i - horizon) for i in range(horizon + 1, count + 1)}
+        found = spectra(pairs)
+        result: list[ModuleTriplets] = []
+        for i in range(1, count + 1):
+            own = found[f"g{i}"]
+            global_ = align(own.top, result[-1].global_ if result else None)
+            local = align(found[f"l{i}"].top, global_) if i > 1 else global_
+            target = align(found[f"t{i}"].top, result[i - horizon - 1].global_) if i > horizon else None
+            result.append(ModuleTriplets(global_, local, target, own.energy, own.frobenius_energy))
+        return result
+
+    def truncated(self, num_checkpoints: int) -> FactorHistory:
+        """The first checkpoints alone."""
+        return FactorHistory(self.factors[:num_checkpoints])
+
+    def _pair(self, later: int, earlier: int) -> FactorPair:
+        current = self.factors[later - 1]
+        return from_base(current) if earlier == 0 else difference(current, self.factors[earlier - 1])
