@@ -130,8 +130,8 @@ class RolloutSection(Section):
     """Completions are cut at this many tokens."""
     max_num_seqs: int = Field(default=512, ge=1)
     """Sequences an engine decodes at once."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Number format of the engine's weights."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Number format of the engine's weights; auto: bfloat16 where the hardware multiplies it, else float32."""
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
     """Share of GPU memory an engine may use (GPU only)."""
     kv_cache_gib: float = Field(default=0.5, gt=0)
@@ -208,8 +208,8 @@ class LearnerSection(Section):
     """DeepSpeed ZeRO stage."""
     lora: LoraSection = LoraSection()
     """The adapter that is trained."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Number format of the forward pass; master weights and moments are float32 in any case."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Number format of the forward pass (auto as in rollout.dtype); master weights and moments are float32 in any case."""
     lr: float = Field(default=5e-4, gt=0)
     """Peak learning rate (AdamW)."""
     betas: tuple[float, float] = (0.9, 0.999)

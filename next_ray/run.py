@@ -17,6 +17,7 @@ from next_ray.errors import ConfigError, LeaseError, NextRayError, StoreError, T
 from next_ray.model_facts import facts_of
 from next_ray.models.folder import cache_root
 from next_ray.models.resolve import PreparedModel, prepare_model
+from next_ray.precision import resolve_dtypes
 from next_ray.report.dry_run import dry_run
 from next_ray.report.report import Report, Reporters
 from next_ray.settings import load_config
@@ -126,6 +127,8 @@ async def execute(config: Config) -> None:
         report.phase("opening Ray")
         gang = config.rollout.engines + config.learner.ranks
         cluster = stack.enter_context(open_cluster(config.cluster, f"next_ray-{config.run.name}", gang))
+        config = resolve_dtypes(config, cluster.device)
+        report.say(f"numbers on this {cluster.device}: {config.rollout.dtype} in the engines, {config.learner.dtype} in the learners")
         model = model or await _prepare(config, report)
         store.claim_identity({"base_fingerprint": model.fingerprint, "model": model.name, "lora_rank": config.learner.lora.rank})
         splits, length_report = filter_by_length(splits, load_tokenizer(model.path, config.model.trust_remote_code), config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from next_ray.config import Config
 from next_ray.estimate import (
     activation_bytes_per_token,
     batch_sizes,
@@ -15,6 +16,7 @@ from next_ray.estimate import (
     run_schedule,
 )
 from next_ray.model_facts import facts_from_config, facts_of
+from next_ray.precision import resolve_dtypes
 from next_ray.settings import load_config
 
 PAPER = [
@@ -66,24 +68,23 @@ def test_placement_counts_every_bundle() -> None:
 
 
 def test_memory_of_a_7b_learner_by_hand() -> None:
+    def config(*more: str) -> Config:
+        return resolve_dtypes(load_config(None, [*PAPER, *more]), "gpu")
+
     facts = facts_of(load_config(None, PAPER).model)
     assert facts is not None
     adapter = 161_480_704
-    alone = {part.part: part.num_bytes for part in learner_memory(load_config(None, PAPER), facts)}
-    shared = {
-        part.part: part.num_bytes for part in learner_memory(load_config(None, [*PAPER, "learner.ranks=4", "learner.zero_stage=3"]), facts)
-    }
+    alone = {part.part: part.num_bytes for part in learner_memory(config(), facts)}
+    shared = {part.part: part.num_bytes for part in learner_memory(config("learner.ranks=4", "learner.zero_stage=3"), facts)}
     assert alone["base weights, frozen"] == 2 * 7_615_616_512
     assert alone["adapter masters and Adam moments, float32"] == 12 * adapter
     for part in ("base weights, frozen", "adapter gradients, float32", "adapter masters and Adam moments, float32"):
         assert shared[part] == alone[part] / 4
-    only_optimizer = {
-        p.part: p.num_bytes for p in learner_memory(load_config(None, [*PAPER, "learner.ranks=4", "learner.zero_stage=1"]), facts)
-    }
+    only_optimizer = {p.part: p.num_bytes for p in learner_memory(config("learner.ranks=4", "learner.zero_stage=1"), facts)}
     assert only_optimizer["base weights, frozen"] == alone["base weights, frozen"]
     # 28 layers, 4 heads of 128, keys and values, bf16
     assert kv_bytes_per_token(facts, 2) == 57_344
-    assert engine_memory(load_config(None, [*PAPER, "rollout.tensor_parallel_size=2"]), facts, on_gpu=True)[0].num_bytes == 7_615_616_512
+    assert engine_memory(config("rollout.tensor_parallel_size=2"), facts, on_gpu=True)[0].num_bytes == 7_615_616_512
 
 
 def test_the_widest_candidate_decides_the_slot() -> None:

@@ -9,6 +9,7 @@ import pytest
 from next_ray.config import Config, FileSource
 from next_ray.estimate import batch_sizes, engine_memory, learner_memory, run_schedule
 from next_ray.model_facts import facts_of
+from next_ray.precision import resolve_dtypes
 from next_ray.settings import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,7 +62,7 @@ def test_the_papers_settings_are_the_papers(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PAPER, ids=names(PAPER))
 def test_the_papers_jobs_are_estimated_to_fit_80_gb_devices(path: Path) -> None:
-    config = load_config(str(path))
+    config = resolve_dtypes(load_config(str(path)), "gpu")
     facts = facts_of(config.model)
     assert facts is not None
     usable = 0.9 * 80e9

@@ -38,6 +38,7 @@ PURE = {
     "learn.packing",
     "learn.schedule",
     "model_facts",
+    "precision",
     "predict",
     "progress",
     "rollout.probe",

@@ -13,12 +13,14 @@ from rich.text import Text
 from next_ray import estimate
 from next_ray.config import Config
 from next_ray.model_facts import ModelFacts
+from next_ray.precision import resolve_dtypes
 from next_ray.settings import to_yaml
 
 
 def dry_run(config: Config, facts: ModelFacts | None) -> RenderableType:
     """The resolved configuration, derived sizes, schedule, placement and memory estimate, ready for `Console.print`."""
     on_gpu = _on_gpu(config, facts)
+    config = resolve_dtypes(config, "gpu" if on_gpu else "cpu")
     return Group(
         _title("Resolved configuration"),
         Syntax(to_yaml(config), "yaml", background_color="default", word_wrap=True),

@@ -31,7 +31,7 @@ def make_spec(model: Path, adapter_dir: Path, deterministic: bool = False) -> En
     return EngineSpec(
         model_path=str(model),
         base_name="tiny",
-        rollout=RolloutSection.model_validate({"kv_cache_gib": 0.0625, "max_num_seqs": 64}),
+        rollout=RolloutSection.model_validate({"kv_cache_gib": 0.0625, "max_num_seqs": 64, "dtype": "bfloat16"}),
         max_lora_rank=RANK + 1,
         max_adapters=3,
         max_model_len=96,
