@@ -51,3 +51,7 @@ class TrainingError(NextRayError):
 
 class ExtrapolationError(NextRayError):
     """An extrapolator cannot work with the trajectory it was given."""
+
+
+class CheckpointFormatError(NextRayError):
+    """A checkpoint of another trainer cannot be used: unreadable, tampered with, or of a kind whose mathematics is another."""

@@ -1,0 +1,1 @@
+"""Reading anybody's checkpoints into a trajectory."""

@@ -1,0 +1,210 @@
+"""A merged model folder: base weights + deltas, added in float32, rounded once to the base's dtype, one tensor at a time.
+
+Shape legend: O/I out/in features.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from next_ray.checkpoints.headers import TensorEntry, open_safetensors
+from next_ray.checkpoints.tensorfile import WIDTHS, Edit, copy_edited, decode, encoded_finite
+from next_ray.delta.factors import FactorPair
+from next_ray.delta.history import Delta
+from next_ray.delta.trajectory import WeightTrajectory
+from next_ray.errors import ExtrapolationError, ModelError
+from next_ray.extrapolate.materialize import check_plans
+from next_ray.extrapolate.plan import Plans, realize
+
+CONFIG_FILE = "config.json"
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+COPIED = (".json", ".txt", ".model", ".jinja", ".py", ".tiktoken")
+"""Files of the base's folder that go with the weights: configuration, tokenizer, chat template, the model's own code."""
+NOT_COPIED = ("adapter_config.json", "trainer_state.json", "next_ray_lineage.json", "optimizer.json")
+ROWS_ENTRIES = 1 << 22
+"""Entries of a delta that are formed at once, in float64."""
+
+
+@dataclass
+class MergeReport:
+    """What merging did.
+
+    Args:
+        files: file name to sha256 of the weights.
+        touched: tensors that were meant to change.
+        changed_entries, entries: how many of their entries did, and how many there are.
+        rounding_error: |written - base - delta|_F / |delta|_F over them: what the base's dtype could not hold.
+    """
+
+    files: dict[str, str] = field(default_factory=dict)
+    touched: list[str] = field(default_factory=list)
+    changed_entries: int = 0
+    entries: int = 0
+    rounding_error: float = 0.0
+
+
+@dataclass
+class _Sums:
+    error: float = 0.0
+    delta: float = 0.0
+
+
+def write_merged(
+    draft: Path, plans: Plans, trajectory: WeightTrajectory, base: Path, saved: Mapping[str, np.ndarray] | None = None
+) -> MergeReport:
+    """Fill the empty folder `draft` with the merged model.
+
+    Args:
+        draft: where to write.
+        plans: one per module of the trajectory; modules that a plan leaves at the base, and all other tensors, are copied bit by bit.
+        trajectory: the plans' trajectory, LoRA or full-parameter.
+        base: a Hugging Face folder with safetensors weights (one file or shards with an index).
+        saved: whole tensors (base tensor name to float32 values) that replace the base's: a LoRA run's `modules_to_save`.
+
+    Raises:
+        ModelError: the base has no safetensors weights, lacks a module or has it in another size.
+        ExtrapolationError: the result would equal the base, or holds numbers that its dtype cannot.
+    """
+    check_plans(plans, trajectory)
+    shards = weight_shards(base)
+    entries = {name: entry for shard in shards for name, entry in open_safetensors(shard).entries.items()}
+    tied = _is_tied(base)
+    report, sums = MergeReport(), _Sums()
+    edits: dict[str, Edit] = {}
+    for module, plan in plans.items():
+        if plan.checkpoint == 0:
+            continue
+        for name in _tensor_names(module, entries, tied, base):
+            edits[name] = _addition(module, name, plans, trajectory, report, sums)
+            _check_shape(entries[name].shape, trajectory.modules[module].shape, name, base)
+    for name, values in (saved or {}).items():
+        if name not in entries or tuple(values.shape) != entries[name].shape:
+            raise ModelError(
+                f"{base}: no tensor {name!r} of shape {list(values.shape)} for a module that training saved whole (modules_to_save). "
+                "Give the base that was trained from (a base with tied embeddings has no head of its own: export an adapter instead)."
+            )
+        edits[name] = _replacement(name, values, report)
+    for shard in shards:
+        report.files[shard.name] = copy_edited(shard, draft / shard.name, edits)
+    if not report.changed_entries:
+        raise ExtrapolationError(
+            f"The merged model would be identical to the base {base}: "
+            + ("the result moves no module." if not edits else "every change is lost in rounding to the base's dtype. Export an adapter.")
+        )
+    report.rounding_error = float(np.sqrt(sums.error / sums.delta)) if sums.delta else 0.0
+    copy_companions(base, draft)
+    return report
+
+
+def weight_shards(folder: Path) -> list[Path]:
+    """The safetensors files that make up the model, by name; raises `ModelError` when there are none or one is missing."""
+    index = folder / INDEX_FILE
+    if index.is_file():
+        names = sorted(set(_read_object(index).get("weight_map", {}).values()))
+        if any(name != Path(name).name for name in names):
+            raise ModelError(f"{index} names a file outside its folder. Download the model again.")
+        shards = [folder / name for name in names]
+    else:
+        shards = [folder / SINGLE_FILE] if (folder / SINGLE_FILE).is_file() else []
+    if missing := [shard.name for shard in shards if not shard.is_file()]:
+        raise ModelError(f"{folder}: {INDEX_FILE} names {', '.join(missing)}, not found. Download the model again.")
+    if not shards:
+        raise ModelError(f"{folder}: no {SINGLE_FILE} and no {INDEX_FILE}. Give --base a Hugging Face folder with safetensors weights.")
+    return shards
+
+
+def copy_companions(base: Path, draft: Path) -> None:
+    """Copy configuration, tokenizer and the like."""
+    for path in sorted(base.iterdir()):
+        if path.is_file() and path.suffix in COPIED and path.name not in NOT_COPIED:
+            shutil.copyfile(path, draft / path.name)
+
+
+def delta_rows(delta: Delta, start: int, stop: int) -> np.ndarray:
+    """Rows [start, stop) of a delta, float64."""
+    return delta.left[start:stop] @ delta.right if isinstance(delta, FactorPair) else delta[start:stop]
+
+
+def _addition(module: str, name: str, plans: Plans, trajectory: WeightTrajectory, report: MergeReport, sums: _Sums) -> Edit:
+    """base + delta in float32; the delta's rows are formed a block at a time, so that no second matrix is needed."""
+
+    def add(data: bytes, entry: TensorEntry) -> bytes:
+        delta = realize(plans[module], trajectory.modules[module], module)
+        out_features, in_features = trajectory.modules[module].shape
+        width, step = in_features * WIDTHS[entry.dtype], max(1, ROWS_ENTRIES // max(1, in_features))
+        blocks = []
+        for start in range(0, out_features, step):
+            stop = min(start + step, out_features)
+            moved = delta_rows(delta, start, stop)
+            old = decode(data[start * width : stop * width], entry.dtype, moved.shape)
+            block = encoded_finite(old + moved.astype(np.float32), entry.dtype, name)
+            written = decode(block, entry.dtype, moved.shape)
+            report.changed_entries += int(np.count_nonzero(written != old))
+            sums.error += float(np.sum((written.astype(np.float64) - old - moved) ** 2))
+            sums.delta += float(np.sum(moved**2))
+            blocks.append(block)
+        report.touched.append(name)
+        report.entries += out_features * in_features
+        return b"".join(blocks)
+
+    return add
+
+
+def _replacement(name: str, values: np.ndarray, report: MergeReport) -> Edit:
+    def replace(data: bytes, entry: TensorEntry) -> bytes:
+        new = encoded_finite(values, entry.dtype, name)
+        changed = decode(new, entry.dtype, entry.shape) != decode(data, entry.dtype, entry.shape)
+        report.changed_entries += int(np.count_nonzero(changed))
+        report.touched.append(name)
+        report.entries += values.size
+        return new
+
+    return replace
+
+
+def _tensor_names(module: str, entries: Mapping[str, TensorEntry], tied: bool, base: Path) -> list[str]:
+    """The base's tensors that a module's delta belongs to; two where embeddings are tied and stored twice."""
+    name = next((name for name in (f"{module}.weight", module) if name in entries), None)
+    if name is None and module == "lm_head":
+        raise ModelError(
+            f"{base}: the head is tied to the embeddings, and the adapter changes the head alone, which one tensor cannot hold. "
+            "Export an adapter instead of a merged model."
+        )
+    if name is None:
+        raise ModelError(f"{base}: no tensor for module {module!r}. The checkpoints belong to another model; give their base (--base).")
+    if tied and name.endswith("embed_tokens.weight") and "lm_head.weight" in entries:
+        return [name, "lm_head.weight"]
+    return [name]
+
+
+def _check_shape(stored: tuple[int, ...], shape: tuple[int, int], name: str, base: Path) -> None:
+    """[O, I] as it is, [N] as [1, N], more axes with all but the last in O."""
+    rows = int(np.prod(stored[:-1], dtype=np.int64))
+    if (rows, stored[-1] if stored else 1) != shape:
+        raise ModelError(
+            f"{base}: tensor {name!r} has shape {list(stored)}, the trajectory's has {list(shape)}. The checkpoints belong to another "
+            "model (or store this layer transposed, which merging does not know); give their base (--base) or export an adapter."
+        )
+
+
+def _is_tied(base: Path) -> bool:
+    config = _read_object(base / CONFIG_FILE)
+    return bool(config.get("tie_word_embeddings", config.get("text_config", {}).get("tie_word_embeddings", False)))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON ({error}). Give --base a complete Hugging Face folder.") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} is not a JSON object. Give --base a complete Hugging Face folder.")
+    return value
