@@ -18,6 +18,7 @@ import numpy as np
 from next_ray.delta.factors import FactorPair
 from next_ray.delta.history import Delta, ModuleHistory
 from next_ray.delta.trajectory import WeightTrajectory
+from next_ray.errors import ConfigError, ExtrapolationError
 from next_ray.types import Triplet
 
 
@@ -44,6 +45,11 @@ class ModulePlan:
     triplets: tuple[Triplet, ...] = ()
     row_scale: np.ndarray | None = None
     drop: Dropout | None = None
+
+    def __post_init__(self) -> None:
+        """Raises `ExtrapolationError` for numbers that are not finite: an alpha, or a fit that ran away."""
+        if not (np.isfinite(self.weights).all() and all(np.isfinite(t.sigma) for t in self.triplets)):
+            raise ExtrapolationError("The extrapolated weights are not finite. Lower alpha, or check the checkpoints.")
 
     @property
     def checkpoint(self) -> int | None:
@@ -80,6 +86,11 @@ class Setting:
     horizon: int
     seed: int = 0
     evaluator: Evaluator | None = None
+
+    def __post_init__(self) -> None:
+        """Raises `ConfigError` for a horizon below one checkpoint."""
+        if self.horizon < 1:
+            raise ConfigError(f"horizon must be at least 1 checkpoint, got {self.horizon}.")
 
 
 @dataclass(frozen=True)

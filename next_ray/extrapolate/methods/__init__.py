@@ -1,0 +1,1 @@
+"""Extrapolation and merging methods behind one protocol (`plan.Extrapolator`); `registry.make` builds them by name."""
