@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from next_ray.types import (
     Adapter,
-    CheckpointKind,
     EvaluationResult,
     JumpRecord,
     LearnerState,
+    NewCheckpoint,
     Proposal,
     Ref,
     RolloutRequest,
@@ -62,16 +63,8 @@ class Learner(Protocol):
 class Archive(Protocol):
     """The writer and reader of checkpoints and small records."""
 
-    async def commit(
-        self,
-        step: int,
-        kind: CheckpointKind,
-        state: Ref[LearnerState],
-        parents: Sequence[str],
-        progress: Mapping[str, Any],
-        keep: Sequence[str],
-    ) -> str:
-        """Store state and loop progress, manifest last; returns the checkpoint's id. Retention spares the ids in `keep`."""
+    async def commit(self, new: NewCheckpoint) -> str:
+        """Store state and loop progress, manifest last; returns the checkpoint's id."""
         ...
 
     async def table(self, name: str, start_step: int, end_step: int, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -129,3 +122,14 @@ class Reporter(Protocol):
     def take_rows(self) -> list[dict[str, Any]]:
         """What was logged since the last call, as flat rows for the store's metrics table."""
         ...
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of the loop."""
+
+    rollout: Rollout
+    rewards: Rewards
+    learner: Learner
+    archive: Archive
+    trajectory: Trajectory

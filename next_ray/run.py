@@ -102,7 +102,8 @@ async def execute(config: Config) -> None:
     from next_ray.actors.metrics import MetricsReporter
     from next_ray.actors.probing import probe
     from next_ray.data.prepare import filter_by_length, load_splits, load_tokenizer
-    from next_ray.loop import Stages, TrainingLoop
+    from next_ray.loop import TrainingLoop
+    from next_ray.ports import Stages
     from next_ray.progress import Progress, Schedule, resumed
 
     output = Path(config.run.output_dir).expanduser() / config.run.name

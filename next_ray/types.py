@@ -223,6 +223,18 @@ class CheckpointKind(StrEnum):
 
 
 @dataclass(frozen=True)
+class NewCheckpoint:
+    """A checkpoint to be committed: the learner's state, the loop's progress, and the ids that retention must spare."""
+
+    step: int
+    kind: CheckpointKind
+    state: Ref[LearnerState]
+    parents: tuple[str, ...]
+    progress: Mapping[str, Any]
+    keep: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ObjectEntry:
     """One immutable object named by a manifest."""
 
@@ -330,11 +342,11 @@ class GateRow:
 
 @dataclass(frozen=True)
 class GateDecision:
-    """The gate's word: the accepted candidate's name or None, and why."""
+    """The gate's word: the accepted candidate's name or None, and why; the last checkpoint's accuracy where it was measured."""
 
     accepted: str | None
     reason: str
-    baseline_accuracy: float
+    baseline_accuracy: float | None
     rows: tuple[GateRow, ...]
 
 

@@ -14,7 +14,6 @@ from next_ray.types import (
     BASE_VERSION,
     Adapter,
     Candidate,
-    CheckpointKind,
     Completion,
     FinishReason,
     Group,
@@ -22,6 +21,7 @@ from next_ray.types import (
     LearnerState,
     LoraFactors,
     Manifest,
+    NewCheckpoint,
     Prompt,
     Proposal,
     Ref,
@@ -130,28 +130,22 @@ class FakeArchive:
 
     committed: list[tuple[Manifest, LearnerState]] = field(default_factory=list)
     tables: list[tuple[int, int, list[Any]]] = field(default_factory=list)
+    records: dict[str, Any] = field(default_factory=dict)
     fail_at_step: int | None = None
 
-    async def commit(
-        self,
-        step: int,
-        kind: CheckpointKind,
-        state: Ref[LearnerState],
-        parents: Sequence[str],
-        progress: Mapping[str, Any],
-        keep: Sequence[str],
-    ) -> str:
-        if step == self.fail_at_step:
+    async def commit(self, new: NewCheckpoint) -> str:
+        if new.step == self.fail_at_step:
             raise OSError("disk full")
-        manifest = Manifest(f"{step:04d}-{kind}", "r", step, kind, tuple(parents), "f", 1, 1.0, {}, copy.deepcopy(dict(progress)), "")
-        self.committed.append((manifest, copy.deepcopy(state.value)))
+        progress = copy.deepcopy(dict(new.progress))
+        manifest = Manifest(f"{new.step:04d}-{new.kind}", "r", new.step, new.kind, new.parents, "f", 1, 1.0, {}, progress, "")
+        self.committed.append((manifest, copy.deepcopy(new.state.value)))
         return manifest.id
 
     async def adapter(self, checkpoint_id: str) -> Ref[Adapter]:
         return Ref(next(s.adapter for m, s in self.committed if m.id == checkpoint_id))
 
     async def record(self, name: str, content: Mapping[str, Any]) -> None:
-        pass
+        self.records[name] = content
 
     async def table(self, name: str, start_step: int, end_step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         self.tables.append((start_step, end_step, list(rows)))

@@ -11,7 +11,8 @@ import pytest
 from next_ray.config import Config
 from next_ray.data.splits import Splits
 from next_ray.errors import TrainingError
-from next_ray.loop import Stages, TrainingLoop
+from next_ray.loop import TrainingLoop
+from next_ray.ports import Stages
 from next_ray.progress import Progress, Schedule, resumed
 from next_ray.types import CheckpointKind, LearnerState, Manifest, Ref
 from tests.fakes import FakeArchive, FakeLearner, FakeReport, FakeRewards, FakeRollout, FakeTrajectory, make_adapter, make_prompts, skill_of
@@ -111,6 +112,14 @@ def test_candidates_and_the_last_checkpoint_are_sampled_side_by_side() -> None:
     world = World(config(), gains={"a@1": -0.1, "b@1": -0.1})
     run(world.loop())
     assert "generate 192 at [6, 1073741824, 1073741825]" in world.rollout.log
+
+
+def test_every_attempt_is_recorded_in_the_store_also_a_refused_one() -> None:
+    world = World(config(), gains={"a@1": -0.1})
+    run(world.loop())
+    (attempt,) = world.archive.records.values()
+    assert list(world.archive.records) == ["attempts/00000006"]
+    assert attempt["decision"]["accepted"] is None and [row["name"] for row in attempt["decision"]["rows"]] == ["a@1"]
 
 
 def test_attempts_repeat_when_asked() -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 
 from next_ray.actors.cluster import result
 from next_ray.store.checkpoints import CheckpointStore
-from next_ray.types import Adapter, CheckpointKind, LearnerState, LoraFactors, Ref
+from next_ray.types import Adapter, LearnerState, LoraFactors, NewCheckpoint, Ref
 
 
 class ArchiveActor:
@@ -19,13 +19,11 @@ class ArchiveActor:
     def __init__(self, store: CheckpointStore, base_fingerprint: str, keep: int | None, lease_token: str | None) -> None:
         self._store, self._fingerprint, self._keep, self._token = store, base_fingerprint, keep, lease_token
 
-    def commit(
-        self, step: int, kind: CheckpointKind, state: LearnerState, parents: Sequence[str], progress: Mapping[str, Any], keep: Sequence[str]
-    ) -> str:
+    def commit(self, new: NewCheckpoint, state: LearnerState) -> str:
         """Write a checkpoint, manifest last, then let go of those that nothing needs any more."""
-        manifest = self._store.commit(step, kind, state, tuple(parents), self._fingerprint, dict(progress), self._token)
+        manifest = self._store.commit(new.step, new.kind, state, new.parents, self._fingerprint, dict(new.progress), self._token)
         if self._keep is not None:
-            self._store.retain(self._keep, {*keep, *parents, manifest.id})
+            self._store.retain(self._keep, {*new.keep, *new.parents, manifest.id})
         return manifest.id
 
     def adapter(self, checkpoint_id: str) -> tuple[dict[str, LoraFactors], None]:
@@ -51,17 +49,9 @@ class RayArchive:
 
     actor: Any
 
-    async def commit(
-        self,
-        step: int,
-        kind: CheckpointKind,
-        state: Ref[LearnerState],
-        parents: Sequence[str],
-        progress: Mapping[str, Any],
-        keep: Sequence[str] = (),
-    ) -> str:
-        """Write a checkpoint; `keep` names older ones that retention must spare."""
-        return await result(self.actor.commit.remote(step, kind, state.value, list(parents), progress, list(keep)), "the archive")
+    async def commit(self, new: NewCheckpoint) -> str:
+        """Write a checkpoint. The state goes as an argument of its own, so that Ray hands the actor its content."""
+        return await result(self.actor.commit.remote(replace(new, state=Ref(None)), new.state.value), "the archive")
 
     async def adapter(self, checkpoint_id: str) -> Ref[Adapter]:
         """Read an adapter into the object store."""

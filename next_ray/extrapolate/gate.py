@@ -46,7 +46,7 @@ def decide(baseline: Matrix, candidates: Mapping[str, Matrix], cfg: GateSection,
         ValueError: matrices that are not rectangular, finite, or of the same prompts.
     """
     if cfg.kind == "none" and not len(baseline):
-        return _untested(cfg, candidates, float("nan"), ())
+        return _untested(cfg, candidates, None, ())
     base = prompt_means(baseline, "baseline")
     means = {name: prompt_means(matrix, name) for name, matrix in candidates.items()}
     for name, mean in means.items():
@@ -127,7 +127,7 @@ def _tested(cfg: GateSection, accuracy: float, rows: tuple[GateRow, ...]) -> Gat
     return GateDecision(None, why, accuracy, rows)
 
 
-def _untested(cfg: GateSection, candidates: Mapping[str, Matrix], accuracy: float, rows: tuple[GateRow, ...]) -> GateDecision:
+def _untested(cfg: GateSection, candidates: Mapping[str, Matrix], accuracy: float | None, rows: tuple[GateRow, ...]) -> GateDecision:
     if cfg.fixed in candidates:
         return GateDecision(cfg.fixed, f"{cfg.fixed} is taken without a test, as gate.kind=none asks.", accuracy, rows)
     offered = ", ".join(candidates) or "nothing"

@@ -123,7 +123,7 @@ def test_untested_mode_takes_the_fixed_candidate_whatever_it_shows():
     assert measured.rows[0].difference == -1.0
     unmeasured = decide([], {"next@1.5": []}, cfg, 0)
     assert unmeasured.accepted == "next@1.5"
-    assert math.isnan(unmeasured.baseline_accuracy)
+    assert unmeasured.baseline_accuracy is None
     missing = decide([[1.0]], {"two-point@1": [[1.0]]}, cfg, 0)
     assert missing.accepted is None
     assert "next@1.5" in missing.reason

@@ -1,0 +1,76 @@
+"""What the rollout engines serve: the adapter in force, and passing ones that are judged beside it.
+
+Shape legend: P prompts, S samples.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from next_ray.config import Config
+from next_ray.ports import Stages
+from next_ray.progress import Progress, derive_seed
+from next_ray.types import BASE_VERSION, Adapter, Prompt, Ref, RolloutRequest, Sampling
+
+FIRST_PASSING_VERSION = 1 << 30
+"""Versions from here on name adapters that are served for one evaluation only; training versions stay far below."""
+
+
+@dataclass
+class Serving:
+    """The models on the engines. `current` is the adapter in force (version `progress.version`), None while it is the untouched base."""
+
+    config: Config
+    stages: Stages
+    progress: Progress
+    current: Ref[Adapter] | None = None
+    _served: set[int] = field(default_factory=set)
+
+    @property
+    def adapter(self) -> Ref[Adapter]:
+        """The adapter in force, once there is one."""
+        assert self.current is not None, "no update was made yet"
+        return self.current
+
+    async def serve(self, passing: Mapping[int, Ref[Adapter]] | None = None) -> None:
+        """Make the engines serve the adapter in force and the passing ones, and nothing else."""
+        adapters = dict(passing or {})
+        if self.current is not None:
+            adapters[self.progress.version] = self.current
+        if set(adapters) != self._served:
+            await self.stages.rollout.load(adapters)
+            self._served = set(adapters)
+
+    async def accuracy(
+        self,
+        prompts: Sequence[Prompt],
+        models: Mapping[str, Ref[Adapter] | None],
+        num_samples: int,
+        temperature: float,
+        purpose: str,
+        salt: int,
+    ) -> dict[str, tuple[tuple[float, ...], ...]]:
+        """Rewards [P][S] of each model (None: the base), side by side on the same prompts with the same seeds."""
+        passing = itertools.count(FIRST_PASSING_VERSION)
+        versions = {label: self._version_of(adapter, passing) for label, adapter in models.items()}
+        await self.serve({versions[label]: adapter for label, adapter in models.items() if adapter is not None})
+        requests = [r for version in versions.values() for r in self.requests(prompts, version, num_samples, purpose, salt)]
+        scores = await self.stages.rewards.score(await self.stages.rollout.generate(requests, self.sampling(temperature)))
+        num = len(prompts)
+        return {label: scores.rewards[i * num : (i + 1) * num] for i, label in enumerate(versions)}
+
+    def requests(self, prompts: Sequence[Prompt], version: int, num_samples: int, purpose: str, salt: int) -> list[RolloutRequest]:
+        """One request per prompt, seeded by run, purpose and salt."""
+        seed = self.config.run.seed
+        return [RolloutRequest(p, version, derive_seed(seed, purpose, salt, i), num_samples) for i, p in enumerate(prompts)]
+
+    def sampling(self, temperature: float) -> Sampling:
+        """How completions are decoded at a temperature."""
+        return Sampling(temperature=temperature, top_p=self.config.rollout.top_p, max_tokens=self.config.rollout.max_response_tokens)
+
+    def _version_of(self, adapter: Ref[Adapter] | None, passing: Iterator[int]) -> int:
+        if adapter is None:
+            return BASE_VERSION
+        return self.progress.version if adapter is self.current else next(passing)
