@@ -50,7 +50,7 @@ PURE = {
 STAGES = {"checkpoints", "data", "learn", "models", "report", "reward", "rollout", "store"}
 LOOP = {"jump", "loop", "serving"}
 ACTORS = {"actors"}
-ENTRY_POINTS = {"run"}
+ENTRY_POINTS = {"commands", "integrations", "run"}
 
 HOMES = {
     "aiohttp": {"store"},
@@ -60,27 +60,30 @@ HOMES = {
     "huggingface_hub": {"model_facts", "models"},
     "math_verify": {"reward"},
     "numpy": None,
-    "peft": {"learn"},
+    "peft": {"commands.verify", "integrations", "learn"},
     "psutil": {"actors", "reward"},
     "pyarrow": {"data", "store"},
     "pydantic": {"config", "settings", "store"},
     "pydantic_core": {"settings"},
     "ray": {"actors", "run"},
     "reasoning_gym": {"data"},
-    "rich": {"report", "run"},
+    "rich": {"commands", "report", "run"},
     "s3fs": {"data", "store"},
     "safetensors": {"adapter", "models", "store"},
     "tenacity": {"store"},
     "tensorboard": {"report"},
     "tokenizers": {"models"},
-    "torch": {"checkpoints", "learn", "models", "predict", "rollout"},
-    "transformers": {"data", "learn", "models"},
+    "torch": {"checkpoints", "commands.verify", "integrations", "learn", "models", "predict", "rollout"},
+    "transformers": {"commands.verify", "data", "integrations", "learn", "models"},
     "vllm": {"rollout"},
     "yaml": {"settings", "yaml_core"},
 }
 """Third-party libraries and the parts that may import them; None: every part but the nouns."""
 
 ACROSS_STAGES = {
+    ("checkpoints.bases", "models.folder"),  # a base is recognised by the fingerprint that runs record
+    ("checkpoints.store_run", "models.folder"),  # objects of a bucket are kept where prepared models are
+    ("checkpoints.store_run", "store.checkpoints"),  # our own runs are one of the formats
     ("reward.gym_answers", "data.gym"),  # a reasoning-gym answer is judged by the task that posed the problem
     ("reward.verifiers", "data.gym"),
 }
@@ -98,7 +101,9 @@ class Import:
 
 def level(module: str) -> int:
     """The level of a module, named without the package."""
-    head = module.partition(".")[0]
+    head, _, last = module.partition(".")
+    if last == "__main__":
+        return 5
     if module in NOUNS:
         return 0
     if module in PURE or head in PURE:

@@ -5,7 +5,7 @@ Shape legend: R rank, O/I out/in features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
@@ -118,13 +118,13 @@ def open_peft_folder(folder: Path) -> PeftFolder:
     document = read_json(folder / CONFIG_FILE)
     config = parse_lora_config(document, folder / CONFIG_FILE)
     file = _weights(folder)
-    adapter = pair_up(file, config)
+    adapter = pair_up(file, config.scale_of)
     _agree(adapter, config, folder)
     return PeftFolder(adapter, config, document)
 
 
-def pair_up(file: TensorFile, config: LoraConfig | float) -> StoredAdapter:
-    """Sort a file's tensors into pairs; `config` gives the scales, or is the one scale of all modules."""
+def pair_up(file: TensorFile, scale_of: Callable[[str], float]) -> StoredAdapter:
+    """Sort a file's tensors into pairs, each module with its scale, and tensors saved whole."""
     factors: dict[str, dict[str, str]] = {}
     saved: dict[str, str] = {}
     for name in file.entries:
@@ -140,10 +140,7 @@ def pair_up(file: TensorFile, config: LoraConfig | float) -> StoredAdapter:
         own[found.kind] = name
     if not factors:
         raise CheckpointFormatError(f"{file.path}: holds no LoRA factors (names that end in lora_A.weight and lora_B.weight).")
-    pairs = {
-        module: _pair(file, module, own, config if isinstance(config, float) else config.scale_of(module))
-        for module, own in sorted(factors.items())
-    }
+    pairs = {module: _pair(file, module, own, scale_of(module)) for module, own in sorted(factors.items())}
     return StoredAdapter(file, pairs, dict(sorted(saved.items())))
 
 

@@ -77,6 +77,7 @@ class Imported:
         saved: tensors that are not extrapolated.
         notes: sentences for the user: gaps, renamed modules, things left aside.
         adapter_config: the last checkpoint's `adapter_config.json`, where there is one.
+        renamed: module to tensor name in the base's files, for modules whose tensor is not `<module>.weight`.
     """
 
     trajectory: WeightTrajectory
@@ -86,6 +87,11 @@ class Imported:
     saved: SavedModules = field(default_factory=NothingSaved)
     notes: tuple[str, ...] = ()
     adapter_config: Mapping[str, object] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+    def base_tensor(self, module: str) -> str:
+        """The name of a module's weight in the base's files."""
+        return self.renamed.get(module, f"{module}.weight")
 
     def with_accuracies(self, accuracies: Mapping[int, float]) -> Imported:
         """The same with held-out accuracies by training step; step 0 is the base's. Every checkpoint needs one.

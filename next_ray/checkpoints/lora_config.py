@@ -83,8 +83,8 @@ def parse_lora_config(config: Mapping[str, Any], path: Path) -> LoraConfig:
     start = start.lower() if isinstance(start, str) else start
     if not isinstance(start, str | bool | None) or (start not in PLAIN_STARTS and start not in (False, "false")):
         raise CheckpointFormatError(
-            f"{path}: init_lora_weights is {str(start)[:60]!r}. Such an initialization moves a part of the base's weights into the adapter, "
-            "so that W_0 + BA with the published base is not the trained model. Convert the adapters with PEFT's save_pretrained("
+            f"{path}: init_lora_weights is {str(start)[:60]!r}. Such an initialization moves a part of the base's weights into the "
+            "adapter, so that W_0 + BA with the published base is not the trained model. Convert the adapters with PEFT's save_pretrained("
             "path_initial_model_for_weight_conversion=...), or merge each checkpoint into a full model and give those folders instead."
         )
     base = config.get("base_model_name_or_path")

@@ -159,6 +159,14 @@ class CheckpointStore:
         """Bind the run directory to a model at the first start; later starts must agree. Raises `StoreError` with the differences."""
         self._records.claim_identity(identity)
 
+    def identity(self) -> Mapping[str, Any]:
+        """What the run directory is bound to; empty when nothing claimed it yet."""
+        return self._records.identity()
+
+    def read_object(self, manifest: Manifest, name: str) -> bytes:
+        """An object's bytes, verified; raises `CorruptCheckpointError` naming it."""
+        return self._object(manifest, name)[0]
+
     def put_json(self, path: str, content: Any) -> None:
         """Write or replace a small record."""
         self._records.put(path, content)

@@ -45,17 +45,26 @@ class Records:
         try:
             self._storage.create_exclusive(path, data)
         except ConflictError:
-            origin = f"{self._storage.url}/{path}"
-            found = decode_json(self._storage.get(path, MAX_RECORD_BYTES), origin)
-            theirs = found.get("identity") if isinstance(found, dict) else None
-            if not isinstance(theirs, dict):
-                raise StoreError(f"{origin} does not say what the run is. Restore it from a copy, or choose another run.name.") from None
+            theirs = self.identity()
             differences = _differences(theirs, json.loads(data)["identity"])
             if differences:
                 raise StoreError(
                     f"The run directory {self._storage.url}/{self._run} belongs to another model: {'; '.join(differences)}. "
                     "Choose another run.name, or go back to the configuration this run was started with."
                 ) from None
+
+    def identity(self) -> Mapping[str, Any]:
+        """What `run.json` says; empty when there is none."""
+        path = f"{self._run}/{IDENTITY}"
+        origin = f"{self._storage.url}/{path}"
+        try:
+            found = decode_json(self._storage.get(path, MAX_RECORD_BYTES), origin)
+        except MissingObjectError:
+            return {}
+        identity = found.get("identity") if isinstance(found, dict) else None
+        if not isinstance(identity, dict):
+            raise StoreError(f"{origin} does not say what the run is. Restore it from a copy, or choose another run.name.")
+        return identity
 
     def _path(self, path: str) -> str:
         return f"{self._run}/{RECORDS}/{path.removesuffix('.json')}.json"

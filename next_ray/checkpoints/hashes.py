@@ -1,0 +1,29 @@
+"""Hashes of the files that an import read: lineage for model cards."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+from next_ray.checkpoints.imported import Imported, Source
+from next_ray.errors import CheckpointFormatError
+
+
+def with_hashes(imported: Imported) -> Imported:
+    """The same import with every source's sha256 filled in; reads the files once."""
+    return replace(imported, sources=tuple(_hashed(source) for source in imported.sources))
+
+
+def file_sha256(path: Path) -> str:
+    """A file's sha256, hex; raises `CheckpointFormatError` when it cannot be read."""
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointFormatError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def _hashed(source: Source) -> Source:
+    missing = [Path(file) for file in source.files if Path(file).name not in source.sha256]
+    return replace(source, sha256={**source.sha256, **{path.name: file_sha256(path) for path in missing}})

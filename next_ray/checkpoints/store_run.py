@@ -1,0 +1,104 @@
+"""Our own checkpoint store as a source: one trajectory of a run, read from its immutable objects.
+
+A run that jumped has several trajectories; a jump ends one and begins the next. Objects of a local store are read where they lie,
+those of a bucket are copied once, under their hash, into the cache that prepared models are kept in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from next_ray.checkpoints.adapters import StoredAdapter, pair_up
+from next_ray.checkpoints.hashes import file_sha256
+from next_ray.checkpoints.headers import open_safetensors
+from next_ray.errors import CheckpointFormatError
+from next_ray.models.folder import cache_root, publish
+from next_ray.store.checkpoints import CheckpointStore
+from next_ray.types import CheckpointKind, Manifest
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """One trajectory of a run: its committed checkpoints with their adapters, and the model it was trained from."""
+
+    manifests: tuple[Manifest, ...]
+    adapters: tuple[StoredAdapter, ...]
+    url: str
+    base_name: str
+    base_fingerprint: str
+    notes: tuple[str, ...]
+
+
+def is_run(path: str) -> bool:
+    """Whether a path names a run of our store: a URL, or a local run folder."""
+    return "://" in path or ((Path(path) / "manifests").is_dir() and (Path(path) / "objects").is_dir())
+
+
+def open_run(path: str, segment: int | None, endpoint_url: str | None) -> StoredRun:
+    """Read a run's manifests and the headers of one trajectory's adapters, verified.
+
+    Args:
+        path: `file:///folder/run`, `s3://bucket/prefix/run` or the run's folder.
+        segment: the step at which the trajectory began (0, or that of a jump); None: the newest.
+        endpoint_url: S3 server other than AWS.
+
+    Raises:
+        StoreError: the store cannot be read. CheckpointFormatError: there is no such trajectory, or its base changed.
+    """
+    url = path if "://" in path else f"file://{Path(path).absolute()}"
+    root, _, run = url.rstrip("/").rpartition("/")
+    with CheckpointStore(root, run, endpoint_url) as store:
+        trained = [manifest for manifest in store.manifests() if manifest.kind is CheckpointKind.TRAINED]
+        if not trained:
+            raise CheckpointFormatError(f"{store.url} holds no trained checkpoint. Give the run's URL, store.url followed by run.name.")
+        chosen, notes = _segment(trained, segment, store.url)
+        fingerprints = {manifest.base_fingerprint for manifest in chosen}
+        if len(fingerprints) > 1:
+            raise CheckpointFormatError(f"{store.url}: the checkpoints were trained from different base models.")
+        name = store.identity().get("model")
+        return StoredRun(
+            manifests=tuple(chosen),
+            adapters=tuple(_adapter(store, manifest) for manifest in chosen),
+            url=store.url,
+            base_name=name if isinstance(name, str) else "",
+            base_fingerprint=fingerprints.pop(),
+            notes=tuple(notes),
+        )
+
+
+def _segment(trained: Sequence[Manifest], segment: int | None, url: str) -> tuple[list[Manifest], list[str]]:
+    by_start: dict[int, list[Manifest]] = {}
+    for manifest in trained:
+        by_start.setdefault(_start(manifest.metadata), []).append(manifest)
+    start = max(by_start) if segment is None else segment
+    if start not in by_start:
+        raise CheckpointFormatError(
+            f"{url} has no trajectory from step {start}; trajectories begin at {', '.join(map(str, sorted(by_start)))}."
+        )
+    others = [f"{len(found)} checkpoints from step {begin}" for begin, found in sorted(by_start.items()) if begin != start]
+    note = f"The run jumped: this is the trajectory from step {start}; others have {', '.join(others)} (choose with segment)."
+    return by_start[start], [note] if others else []
+
+
+def _start(metadata: Mapping[str, object]) -> int:
+    start = metadata.get("segment_start", 0)
+    return start if isinstance(start, int) else 0
+
+
+def _adapter(store: CheckpointStore, manifest: Manifest) -> StoredAdapter:
+    entry = manifest.objects.get("adapter")
+    if entry is None:
+        raise CheckpointFormatError(f"{store.url}: checkpoint {manifest.id} names no adapter.")
+    local = Path(store.storage.root) / store.run / entry.path
+    if store.storage.scheme != "file":
+        place = publish(cache_root(None) / "objects" / entry.sha256, lambda draft: _fetch(store, manifest, draft))
+        local = place / "adapter.safetensors"
+    if file_sha256(local) != entry.sha256:
+        raise CheckpointFormatError(f"{local} (adapter of checkpoint {manifest.id}) does not match its sha256. Restore it from a copy.")
+    return pair_up(open_safetensors(local), lambda _: manifest.scale)
+
+
+def _fetch(store: CheckpointStore, manifest: Manifest, draft: Path) -> None:
+    (draft / "adapter.safetensors").write_bytes(store.read_object(manifest, "adapter"))
