@@ -98,7 +98,7 @@ async def execute(config: Config) -> None:
     """Open everything from the outside in, run the loop, and close it from the inside out."""
     protect_embedded_ray(cache_root(config.model.cache_dir))
     from next_ray.actors.cluster import open_cluster
-    from next_ray.actors.launch import launch
+    from next_ray.actors.launch import Job, launch
     from next_ray.actors.metrics import MetricsReporter
     from next_ray.actors.probing import probe
     from next_ray.data.prepare import filter_by_length, load_splits, load_tokenizer
@@ -137,8 +137,8 @@ async def execute(config: Config) -> None:
 
         report.resume(progress.step, store.read_table("metrics", progress.step) if latest else [], progress.jumps)
         kinds = sorted({p.verifier for p in (*splits.train, *splits.gate, *splits.test)})
-        resume_from = latest.id if latest else None
-        launched = await stack.enter_async_context(launch(config, cluster, model, store, resume_from, lease.token, kinds, report.say))
+        job = Job(config, cluster, model, store, latest.id if latest else None, lease.token, kinds, report.say)
+        launched = await stack.enter_async_context(launch(job))
         report.phase("probing")
         report.probe(await probe(launched, splits.gate[:4], config))
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -82,82 +82,88 @@ def learner_spec(config: Config, model: PreparedModel, device: Device) -> Learne
     )
 
 
+@dataclass(frozen=True)
+class Job:
+    """What a run's actors are started from. The learner continues checkpoint `resume_from` when there is one; `verifiers` are warmed up."""
+
+    config: Config
+    cluster: OpenCluster
+    model: PreparedModel
+    store: CheckpointStore
+    resume_from: str | None
+    lease_token: str | None
+    verifiers: Sequence[str]
+    say: Callable[[str], None]
+
+
 @asynccontextmanager
-async def launch(
-    config: Config,
-    cluster: OpenCluster,
-    model: PreparedModel,
-    store: CheckpointStore,
-    resume_from: str | None,
-    lease_token: str | None,
-    verifiers: Sequence[str],
-    say: Callable[[str], None],
-) -> AsyncIterator[Launched]:
-    """Start every actor; the learner continues checkpoint `resume_from` when there is one, `verifiers` are warmed up."""
-    groups: list[PlacementGroup] = []
-    actors: list[Any] = []
+async def launch(job: Job) -> AsyncIterator[Launched]:
+    """Start every actor, and take everything down at the end, however it comes."""
+    crew = _Crew(job)
     try:
-        launched = await _start(config, cluster, model, store, resume_from, lease_token, verifiers, say, groups, actors)
+        launched = await crew.start()
         yield launched
         closing = asyncio.gather(launched.rollout.close(), launched.learner.close(), launched.rewards.close())
         with contextlib.suppress(TimeoutError):  # what is still busy then is killed below
             await asyncio.wait_for(closing, CLOSE_S)
     finally:
-        for actor in actors:
+        for actor in crew.actors:
             ray.kill(actor)
-        for group in groups:
+        for group in crew.groups:
             remove_placement_group(group)
 
 
-async def _start(
-    config: Config,
-    cluster: OpenCluster,
-    model: PreparedModel,
-    store: CheckpointStore,
-    resume_from: str | None,
-    lease_token: str | None,
-    verifiers: Sequence[str],
-    say: Callable[[str], None],
-    groups: list[PlacementGroup],
-    actors: list[Any],
-) -> Launched:
-    device = cluster.device
-    archive = RayArchive(_light(ArchiveRemote, device).remote(store, model.fingerprint, config.store.keep_checkpoints, lease_token))
-    actors.append(archive.actor)
-    state: Ref[LearnerState] | None = await archive.state(resume_from) if resume_from else None
-    gang, *engine_groups = await _places(config, device, say, groups)
-    say("starting engines and learners")
-    model_place, files = place_of(config.model, model), shipped(model)
-    on_gpu = device == "gpu"
-    engine, bundle = engine_bundle(config, on_gpu=on_gpu), learner_bundle(on_gpu=on_gpu)
-    spec = engine_spec(config, model, device)
-    engines = [
-        _placed(EngineRemote, group, 0, engine, device, config.rollout.threads).remote(spec, model_place, files) for group in engine_groups
-    ]
-    ranks = [
-        _placed(LearnerRemote, gang, i, bundle, device, config.learner.threads).remote(model_place, files)
-        for i in range(config.learner.ranks)
-    ]
-    judges = [_light(VerifierRemote, device).remote(config.reward, verifiers) for _ in range(config.reward.actors)]
-    trajectory = _trajectory(config, model, device)
-    actors += [*engines, *ranks, *judges, *trajectory.actors]
-    rollout, learner = RayRollout(engines), RayLearner(ranks, config.extrapolation.after_jump)
-    initial, _ = await asyncio.gather(learner.start(learner_spec(config, model, device), state), rollout.ready())
-    return Launched(rollout, RayRewards(judges), learner, archive, trajectory, initial)
+@dataclass
+class _Crew:
+    """Actors and placement groups as they come up: what has to be taken down."""
 
+    job: Job
+    actors: list[Any] = field(default_factory=list)
+    groups: list[PlacementGroup] = field(default_factory=list)
 
-async def _places(config: Config, device: str, say: Callable[[str], None], groups: list[PlacementGroup]) -> Sequence[PlacementGroup]:
-    """The gang's placement group, then one for each engine."""
-    cluster = config.cluster
-    groups.append(
-        await place(
-            [learner_bundle(on_gpu=device == "gpu")] * config.learner.ranks, cluster.learner_labels, "the learners", cluster.wait_s, say
-        )
-    )
-    for i in range(config.rollout.engines):
-        bundle = [engine_bundle(config, on_gpu=device == "gpu")]
-        groups.append(await place(bundle, cluster.engine_labels, f"rollout engine {i}", cluster.wait_s, say))
-    return groups
+    async def start(self) -> Launched:
+        """The archive first, for the state to resume from; then places; then everything at once."""
+        job, config, device = self.job, self.job.config, self.job.cluster.device
+        keep = config.store.keep_checkpoints
+        archive = RayArchive(_light(ArchiveRemote, device).remote(job.store, job.model.fingerprint, keep, job.lease_token))
+        self.actors.append(archive.actor)
+        state: Ref[LearnerState] | None = await archive.state(job.resume_from) if job.resume_from else None
+        await self._reserve()
+        job.say("starting engines and learners")
+        engines, ranks = self._placed_actors()
+        judges = [_light(VerifierRemote, device).remote(config.reward, job.verifiers) for _ in range(config.reward.actors)]
+        trajectory = _trajectory(config, job.model, device)
+        self.actors += [*engines, *ranks, *judges, *trajectory.actors]
+        rollout, learner = RayRollout(engines), RayLearner(ranks, config.extrapolation.after_jump)
+        initial, _ = await asyncio.gather(learner.start(learner_spec(config, job.model, device), state), rollout.ready())
+        return Launched(rollout, RayRewards(judges), learner, archive, trajectory, initial)
+
+    async def _reserve(self) -> None:
+        """The gang's placement group, then one for each engine."""
+        config, cluster, on_gpu = self.job.config, self.job.config.cluster, self.job.cluster.device == "gpu"
+        gang = [learner_bundle(on_gpu=on_gpu)] * config.learner.ranks
+        self.groups.append(await place(gang, cluster.learner_labels, "the learners", cluster.wait_s, self.job.say))
+        for i in range(config.rollout.engines):
+            bundle = [engine_bundle(config, on_gpu=on_gpu)]
+            self.groups.append(await place(bundle, cluster.engine_labels, f"rollout engine {i}", cluster.wait_s, self.job.say))
+
+    def _placed_actors(self) -> tuple[list[Any], list[Any]]:
+        """Engines and learner ranks in their places; both bring the model's files along where their node lacks them."""
+        job, config, device = self.job, self.job.config, self.job.cluster.device
+        gang, *engine_groups = self.groups
+        model_place, files = place_of(config.model, job.model), shipped(job.model)
+        on_gpu = device == "gpu"
+        engine, bundle = engine_bundle(config, on_gpu=on_gpu), learner_bundle(on_gpu=on_gpu)
+        spec = engine_spec(config, job.model, device)
+        engines = [
+            _placed(EngineRemote, group, 0, engine, device, config.rollout.threads).remote(spec, model_place, files)
+            for group in engine_groups
+        ]
+        ranks = [
+            _placed(LearnerRemote, gang, i, bundle, device, config.learner.threads).remote(model_place, files)
+            for i in range(config.learner.ranks)
+        ]
+        return engines, ranks
 
 
 def _trajectory(config: Config, model: PreparedModel, device: str) -> RayTrajectory:
