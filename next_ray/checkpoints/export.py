@@ -17,7 +17,7 @@ from next_ray.adapter import CONFIG_FILE, PEFT_PREFIX, WEIGHTS_FILE, pad_rank, p
 from next_ray.checkpoints.atomic import LINEAGE_FILE, new_folder
 from next_ray.checkpoints.card import Lineage, lineage_record, model_card
 from next_ray.checkpoints.merge import write_merged
-from next_ray.checkpoints.tensorfile import sha256_of, write_tensors
+from next_ray.checkpoints.tensor_writer import sha256_of, write_tensors
 from next_ray.delta.trajectory import WeightTrajectory
 from next_ray.extrapolate.materialize import to_adapter
 from next_ray.extrapolate.plan import Plans
@@ -84,11 +84,12 @@ def export_merged(
     base: Path,
     *,
     saved: SavedTensors | None = None,
+    renamed: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> Written:
     """Write a merged Hugging Face folder; see `write_merged` for how, and for the errors beside `StoreError`."""
     with new_folder(target, overwrite) as draft:
-        facts = fill_merged(draft, plans, trajectory, lineage, base, saved=saved)
+        facts = fill_merged(draft, plans, trajectory, lineage, base, saved=saved, renamed=renamed)
         size = _bytes_in(draft)
     return Written(target, "merged", size, facts)
 
@@ -135,10 +136,17 @@ def fill_adapter(
 
 
 def fill_merged(
-    draft: Path, plans: Plans, trajectory: WeightTrajectory, lineage: Lineage, base: Path, *, saved: SavedTensors | None = None
+    draft: Path,
+    plans: Plans,
+    trajectory: WeightTrajectory,
+    lineage: Lineage,
+    base: Path,
+    *,
+    saved: SavedTensors | None = None,
+    renamed: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """`export_merged` into an empty folder that somebody else puts in its place; returns the facts of the lineage."""
-    report = write_merged(draft, plans, trajectory, base, saved)
+    report = write_merged(draft, plans, trajectory, base, saved, renamed)
     files = dict(report.files)
     for path in sorted(draft.iterdir()):
         files.setdefault(path.name, sha256_of(path))

@@ -5,17 +5,16 @@ Shape legend: O/I out/in features.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from next_ray.checkpoints.headers import TensorEntry, open_safetensors
-from next_ray.checkpoints.tensorfile import WIDTHS, Edit, copy_edited, decode, encoded_finite
+from next_ray.checkpoints.models import HEAD, open_model_folder
+from next_ray.checkpoints.tensor_writer import WIDTHS, Edit, copy_edited, decode, encoded_finite
 from next_ray.delta.factors import FactorPair
 from next_ray.delta.history import Delta
 from next_ray.delta.trajectory import WeightTrajectory
@@ -23,9 +22,6 @@ from next_ray.errors import ExtrapolationError, ModelError
 from next_ray.extrapolate.materialize import check_plans
 from next_ray.extrapolate.plan import Plans, realize
 
-CONFIG_FILE = "config.json"
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
 COPIED = (".json", ".txt", ".model", ".jinja", ".py", ".tiktoken")
 """Files of the base's folder that go with the weights: configuration, tokenizer, chat template, the model's own code."""
 NOT_COPIED = ("adapter_config.json", "trainer_state.json", "next_ray_lineage.json", "optimizer.json")
@@ -58,7 +54,12 @@ class _Sums:
 
 
 def write_merged(
-    draft: Path, plans: Plans, trajectory: WeightTrajectory, base: Path, saved: Mapping[str, np.ndarray] | None = None
+    draft: Path,
+    plans: Plans,
+    trajectory: WeightTrajectory,
+    base: Path,
+    saved: Mapping[str, np.ndarray] | None = None,
+    renamed: Mapping[str, str] | None = None,
 ) -> MergeReport:
     """Fill the empty folder `draft` with the merged model.
 
@@ -67,22 +68,23 @@ def write_merged(
         plans: one per module of the trajectory; modules that a plan leaves at the base, and all other tensors, are copied bit by bit.
         trajectory: the plans' trajectory, LoRA or full-parameter.
         base: a Hugging Face folder with safetensors weights (one file or shards with an index).
-        saved: whole tensors (base tensor name to float32 values) that replace the base's: a LoRA run's `modules_to_save`.
+        saved: whole tensors (base tensor name to float32 values) that replace the base's: a LoRA run's `modules_to_save`, or what
+            is no matrix in a full-parameter run.
+        renamed: module to tensor name in the base, where that is not `<module>.weight`.
 
     Raises:
         ModelError: the base has no safetensors weights, lacks a module or has it in another size.
         ExtrapolationError: the result would equal the base, or holds numbers that its dtype cannot.
     """
     check_plans(plans, trajectory)
-    shards = weight_shards(base)
+    shards, tied = weight_shards(base), open_model_folder(base).tied
     entries = {name: entry for shard in shards for name, entry in open_safetensors(shard).entries.items()}
-    tied = _is_tied(base)
     report, sums = MergeReport(), _Sums()
     edits: dict[str, Edit] = {}
     for module, plan in plans.items():
         if plan.checkpoint == 0:
             continue
-        for name in _tensor_names(module, entries, tied, base):
+        for name in _tensor_names((renamed or {}).get(module, f"{module}.weight"), entries, tied, base):
             edits[name] = _addition(module, name, plans, trajectory, report, sums)
             _check_shape(entries[name].shape, trajectory.modules[module].shape, name, base)
     for name, values in (saved or {}).items():
@@ -105,19 +107,13 @@ def write_merged(
 
 
 def weight_shards(folder: Path) -> list[Path]:
-    """The safetensors files that make up the model, by name; raises `ModelError` when there are none or one is missing."""
-    index = folder / INDEX_FILE
-    if index.is_file():
-        names = sorted(set(_read_object(index).get("weight_map", {}).values()))
-        if any(name != Path(name).name for name in names):
-            raise ModelError(f"{index} names a file outside its folder. Download the model again.")
-        shards = [folder / name for name in names]
-    else:
-        shards = [folder / SINGLE_FILE] if (folder / SINGLE_FILE).is_file() else []
-    if missing := [shard.name for shard in shards if not shard.is_file()]:
-        raise ModelError(f"{folder}: {INDEX_FILE} names {', '.join(missing)}, not found. Download the model again.")
-    if not shards:
-        raise ModelError(f"{folder}: no {SINGLE_FILE} and no {INDEX_FILE}. Give --base a Hugging Face folder with safetensors weights.")
+    """The safetensors files that make up the model, by name.
+
+    Raises `ModelError` when the weights are pickles, `CheckpointFormatError` for anything out of order.
+    """
+    shards = [file.path for file in open_model_folder(folder).files]
+    if pickles := [shard.name for shard in shards if shard.suffix != ".safetensors"]:
+        raise ModelError(f"{folder}: the weights are pickles ({pickles[0]}); a merged model needs a base with safetensors weights.")
     return shards
 
 
@@ -170,19 +166,16 @@ def _replacement(name: str, values: np.ndarray, report: MergeReport) -> Edit:
     return replace
 
 
-def _tensor_names(module: str, entries: Mapping[str, TensorEntry], tied: bool, base: Path) -> list[str]:
+def _tensor_names(name: str, entries: Mapping[str, TensorEntry], tied: bool, base: Path) -> list[str]:
     """The base's tensors that a module's delta belongs to; two where embeddings are tied and stored twice."""
-    name = next((name for name in (f"{module}.weight", module) if name in entries), None)
-    if name is None and module == "lm_head":
+    if name == HEAD and (tied or name not in entries):
         raise ModelError(
             f"{base}: the head is tied to the embeddings, and the adapter changes the head alone, which one tensor cannot hold. "
             "Export an adapter instead of a merged model."
         )
-    if name is None:
-        raise ModelError(f"{base}: no tensor for module {module!r}. The checkpoints belong to another model; give their base (--base).")
-    if tied and name.endswith("embed_tokens.weight") and "lm_head.weight" in entries:
-        return [name, "lm_head.weight"]
-    return [name]
+    if name not in entries:
+        raise ModelError(f"{base}: no tensor {name!r}. The checkpoints belong to another model; give their base (--base).")
+    return [name, HEAD] if tied and name.endswith("embed_tokens.weight") and HEAD in entries else [name]
 
 
 def _check_shape(stored: tuple[int, ...], shape: tuple[int, int], name: str, base: Path) -> None:
@@ -193,18 +186,3 @@ def _check_shape(stored: tuple[int, ...], shape: tuple[int, int], name: str, bas
             f"{base}: tensor {name!r} has shape {list(stored)}, the trajectory's has {list(shape)}. The checkpoints belong to another "
             "model (or store this layer transposed, which merging does not know); give their base (--base) or export an adapter."
         )
-
-
-def _is_tied(base: Path) -> bool:
-    config = _read_object(base / CONFIG_FILE)
-    return bool(config.get("tie_word_embeddings", config.get("text_config", {}).get("tie_word_embeddings", False)))
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as JSON ({error}). Give --base a complete Hugging Face folder.") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} is not a JSON object. Give --base a complete Hugging Face folder.")
-    return value

@@ -1,0 +1,1 @@
+"""What the entry points beside `next_ray.run` do."""
