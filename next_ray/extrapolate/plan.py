@@ -36,7 +36,7 @@ class ModulePlan:
 
     Args:
         weights: float64 [K], one per checkpoint.
-        triplets: rank-1 terms.
+        triplets: rank-1 terms; a negative sigma turns one around.
         row_scale: float64 [O], multiplies the rows of the sum; None: all ones.
         drop: removal of entries, the one operation that no adapter can hold; None: nothing is removed.
     """

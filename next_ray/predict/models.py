@@ -15,7 +15,7 @@ import torch
 from next_ray.config import PredictorSection
 from next_ray.predict.coordinates import random_frame, recover, span
 from next_ray.predict.fit import Examples, fit, one_thread
-from next_ray.predict.network import NextNetwork
+from next_ray.predict.network import Inputs, NextNetwork
 from next_ray.predict.trajectory import AlignedTrajectory, Triplets
 from next_ray.types import Triplet
 
@@ -40,9 +40,10 @@ class GroupKey(NamedTuple):
 class VectorModel:
     """Predicts u_T and v_T. `num_coordinates` None works on the entries themselves, as released (cost grows with D)."""
 
-    def __init__(self, cfg: PredictorSection, seed: int, num_coordinates: int | None) -> None:
+    def __init__(self, cfg: PredictorSection, seed: int, num_coordinates: int | None, inputs: Inputs = "both") -> None:
         self._cfg = cfg
         self._seed = seed
+        self._inputs: Inputs = inputs
         self._generator = torch.Generator().manual_seed(seed)
         self._num_coordinates = num_coordinates
         self._networks: dict[GroupKey, NextNetwork] = {}
@@ -83,7 +84,8 @@ class VectorModel:
         if key in self._networks:
             return
         num_coordinates = key.dimension if self._num_coordinates is None else min(key.dimension, self._num_coordinates)
-        self._networks[key] = NextNetwork(num_coordinates, self._cfg.hidden, self._generator, inner=max(num_coordinates, MIN_INNER))
+        inner = max(num_coordinates, MIN_INNER)
+        self._networks[key] = NextNetwork(num_coordinates, self._cfg.hidden, self._generator, inner, self._inputs)
         self._frames[key] = random_frame(key.dimension, num_coordinates, self._seed)
 
     def _rows(self, deltas: Mapping[int, Triplets], key: GroupKey, members: Sequence[Example]) -> torch.Tensor:
@@ -99,15 +101,16 @@ class VectorModel:
 
 
 class SigmaModel:
-    """Predicts sigma_T as sigma_L times exp of a standardised log ratio: positive, scale-free, never a dead ReLU.
+    """Predicts sigma_T as sigma_L (sigma_G where no L is seen) times exp of a standardised log ratio: positive, scale-free, no dead ReLU.
 
     sigma_G grows along a trajectory, so the last checkpoint lies outside what was trained on. Inputs and the ratio are held to
     the range of the examples: the network interpolates and never runs away.
     """
 
-    def __init__(self, cfg: PredictorSection, seed: int) -> None:
+    def __init__(self, cfg: PredictorSection, seed: int, inputs: Inputs = "both") -> None:
         self._cfg = cfg
-        self._network = NextNetwork(1, SIGMA_HIDDEN, torch.Generator().manual_seed(seed), inner=SIGMA_HIDDEN)
+        self._unit = 0 if inputs == "global" else 1
+        self._network = NextNetwork(1, SIGMA_HIDDEN, torch.Generator().manual_seed(seed), SIGMA_HIDDEN, inputs)
         self._centre = np.zeros(3)
         self._spread = np.ones(3)
         self._low = np.zeros(3)
@@ -116,9 +119,8 @@ class SigmaModel:
     def fit(self, trajectory: AlignedTrajectory, steps: int) -> float:
         """Fit on every example of the trajectory, from where the network is; returns the last loss."""
         members = trajectory.examples()
-        size_g, size_l = _log_sizes(trajectory.globals_, members), _log_sizes(trajectory.locals_, members)
-        ratio = _log_sizes(trajectory.targets, members) - size_l
-        columns = np.stack([size_g, size_l, ratio], axis=1)
+        sizes = _log_sizes(trajectory.globals_, members), _log_sizes(trajectory.locals_, members)
+        columns = np.stack([*sizes, _log_sizes(trajectory.targets, members) - sizes[self._unit]], axis=1)
         self._centre, spread = columns.mean(axis=0), columns.std(axis=0)
         self._spread = np.where(spread > 1e-6, spread, 1.0)
         self._low, self._high = columns.min(axis=0), columns.max(axis=0)
@@ -127,16 +129,16 @@ class SigmaModel:
             return fit(self._network, Examples(table[:, :1], table[:, 1:2], table[:, 2:]), len(trajectory.targets), steps, self._cfg)
 
     def predict(self, trajectory: AlignedTrajectory) -> dict[str, float]:
-        """sigma_T > 0 for the last checkpoint's trained modules; sigma_T/sigma_L stays within the range seen."""
+        """sigma_T > 0 for the last checkpoint's trained modules; its ratio stays within the range seen."""
         last = trajectory.last_index
         members = [(last, name) for name in trajectory.trained(last)]
-        size_l = _log_sizes(trajectory.locals_, members)
-        columns = np.stack([_log_sizes(trajectory.globals_, members), size_l], axis=1).clip(self._low[:2], self._high[:2])
+        sizes = _log_sizes(trajectory.globals_, members), _log_sizes(trajectory.locals_, members)
+        columns = np.stack(sizes, axis=1).clip(self._low[:2], self._high[:2])
         table = torch.from_numpy(((columns - self._centre[:2]) / self._spread[:2]).astype(np.float32))
         with one_thread(), torch.no_grad():
             found = self._network(table[:, :1], table[:, 1:]).double().numpy()[:, 0]
         ratio = np.clip(found * self._spread[2] + self._centre[2], self._low[2], self._high[2])
-        return {name: float(np.exp(s + r)) for (_, name), s, r in zip(members, size_l, ratio, strict=True)}
+        return {name: float(np.exp(s + r)) for (_, name), s, r in zip(members, sizes[self._unit], ratio, strict=True)}
 
 
 def _vector(triplet: Triplet, orientation: str) -> np.ndarray:

@@ -5,8 +5,13 @@ Shape legend: N vectors, D their dimension.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
+
+Inputs = Literal["both", "global", "local"]
+"""Which deltas a network sees; one alone is an ablation (table 5: w/o L-Delta, w/o G-Delta), with that encoder alone."""
 
 
 class NextNetwork(nn.Module):
@@ -18,14 +23,15 @@ class NextNetwork(nn.Module):
         generator: source of the uniform initialisation; the global generator is not touched.
         inner: width at the ReLU; D as released when None. A scalar needs more than D = 1 there, or the ReLU may be dead from
             the start for every input.
+        inputs: which encoders there are.
     """
 
-    def __init__(self, dimension: int, hidden: int, generator: torch.Generator, inner: int | None = None) -> None:
+    def __init__(self, dimension: int, hidden: int, generator: torch.Generator, inner: int | None = None, inputs: Inputs = "both") -> None:
         super().__init__()
         inner = dimension if inner is None else inner
-        self.encode_global = _part(dimension, dimension, hidden, inner)
-        self.encode_local = _part(dimension, dimension, hidden, inner)
-        self.decode = _part(2 * dimension, dimension, hidden, inner)
+        self.encode_global = _part(dimension, dimension, hidden, inner) if inputs != "local" else None
+        self.encode_local = _part(dimension, dimension, hidden, inner) if inputs != "global" else None
+        self.decode = _part(2 * dimension if inputs == "both" else dimension, dimension, hidden, inner)
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 bound = layer.in_features**-0.5
@@ -34,7 +40,8 @@ class NextNetwork(nn.Module):
 
     def forward(self, s_global: Tensor, s_local: Tensor) -> Tensor:
         """The predicted target, not normalised (eq. 11 is the caller's)."""
-        return self.decode(torch.cat([self.encode_global(s_global), self.encode_local(s_local)], dim=-1))
+        parts = (self.encode_global, s_global), (self.encode_local, s_local)
+        return self.decode(torch.cat([encode(s) for encode, s in parts if encode is not None], dim=-1))
 
 
 def _part(in_features: int, out_features: int, hidden: int, inner: int) -> nn.Sequential:

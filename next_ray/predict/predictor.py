@@ -11,6 +11,7 @@ from next_ray.config import PredictorSection
 from next_ray.errors import ExtrapolationError
 from next_ray.predict.baselines import linear, persistence, relative_error
 from next_ray.predict.models import SigmaModel, VectorModel
+from next_ray.predict.network import Inputs
 from next_ray.predict.trajectory import AlignedTrajectory
 from next_ray.types import BacktestScore, CheckpointTriplets, Triplet
 
@@ -46,16 +47,23 @@ class TrajectoryPredictor:
         seed: seed of the networks' initialisation.
         abstain: withdraw when the back test says so (see `abstention`).
         num_coordinates: coordinates of a vector; None fits on all entries and predicts freely, as the release does.
+        inputs: which deltas the networks see; one alone is an ablation.
     """
 
     def __init__(
-        self, cfg: PredictorSection, horizon: int, seed: int, abstain: bool, num_coordinates: int | None = NUM_COORDINATES
+        self,
+        cfg: PredictorSection,
+        horizon: int,
+        seed: int,
+        abstain: bool,
+        num_coordinates: int | None = NUM_COORDINATES,
+        inputs: Inputs = "both",
     ) -> None:
         self._cfg = cfg
         self._abstain = abstain
         self._trajectory = AlignedTrajectory(horizon)
-        self._vectors = VectorModel(cfg, 2 * seed, num_coordinates)
-        self._sigma = SigmaModel(cfg, 2 * seed + 1)
+        self._vectors = VectorModel(cfg, 2 * seed, num_coordinates, inputs)
+        self._sigma = SigmaModel(cfg, 2 * seed + 1, inputs)
         self._fitted = False
         self._forecasts: dict[int, _Forecast] = {}
         self._scores: dict[int, BacktestScore] = {}

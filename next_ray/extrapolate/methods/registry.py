@@ -11,17 +11,28 @@ from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from next_ray.errors import ConfigError
+from next_ray.extrapolate.methods.alpharl import AlphaRl, Rank1
 from next_ray.extrapolate.methods.linear import Expo, LinearFit, NoOp, Persistence, TwoPoint
 from next_ray.extrapolate.methods.merge import SoupGreedy, SoupUniform, Wsm
+from next_ray.extrapolate.methods.next import Next
+from next_ray.extrapolate.methods.released import NextReleased
+from next_ray.extrapolate.methods.relex import Relex
 from next_ray.extrapolate.methods.sparse import Dare, KeyNeurons
 from next_ray.extrapolate.plan import Extrapolator
 
 METHODS: Mapping[str, Callable[..., Extrapolator]] = MappingProxyType(
     {
+        "next": partial(Next, "both"),
+        "next-no-global": partial(Next, "local"),
+        "next-no-local": partial(Next, "global"),
+        "next-released": NextReleased,
         "no-op": NoOp,
         "persistence": Persistence,
         "two-point": TwoPoint,
         "linear-fit": LinearFit,
+        "relex": Relex,
+        "alpharl": AlphaRl,
+        "rank1": Rank1,
         "expo": Expo,
         "wsm-uniform": partial(Wsm, "uniform"),
         "wsm-cosine": partial(Wsm, "cosine"),
