@@ -9,13 +9,13 @@ Shape legend: O/I out/in features, K checkpoints, Q rank of stacked factors.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from next_ray.delta.factors import FactorPair, difference, from_base, spectra
-from next_ray.delta.gauge import align
+from next_ray.delta.trajectory_triplets import factor_triplets
 from next_ray.types import LoraFactors, ModuleTriplets, Triplet
 
 Delta = FactorPair | np.ndarray
@@ -66,9 +66,13 @@ class ModuleHistory(Protocol):
 
 @dataclass(frozen=True)
 class FactorHistory:
-    """A module whose checkpoints are LoRA adapters; `factors[t - 1]` belongs to checkpoint t. Ranks and scales may differ."""
+    """A module whose checkpoints are LoRA adapters; `factors[t - 1]` belongs to checkpoint t. Ranks and scales may differ.
+
+    `device` is where torch computes the triplets.
+    """
 
     factors: Sequence[LoraFactors]
+    device: str = "cpu"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -108,24 +112,12 @@ class FactorHistory:
         return np.sqrt(np.maximum(np.sum((pair.left @ (pair.right @ pair.right.T)) * pair.left, axis=1), 0.0))
 
     def triplets(self, horizon: int) -> list[ModuleTriplets]:
-        """All triplets of the trajectory."""
-        count = self.num_checkpoints
-        pairs = {f"g{i}": self._pair(i, 0) for i in range(1, count + 1)}
-        pairs |= {f"l{i}": self._pair(i, i - 1) for i in range(2, count + 1)}
-        pairs |= {f"t{i}": self._pair(i, i - horizon) for i in range(horizon + 1, count + 1)}
-        found = spectra(pairs)
-        result: list[ModuleTriplets] = []
-        for i in range(1, count + 1):
-            own = found[f"g{i}"]
-            global_ = align(own.top, result[-1].global_ if result else None)
-            local = align(found[f"l{i}"].top, global_) if i > 1 else global_
-            target = align(found[f"t{i}"].top, result[i - horizon - 1].global_) if i > horizon else None
-            result.append(ModuleTriplets(global_, local, target, own.energy, own.frobenius_energy))
-        return result
+        """All triplets from one pass over the factors (`trajectory_triplets.py`)."""
+        return factor_triplets(self.factors, horizon, self.device)
 
     def truncated(self, num_checkpoints: int) -> FactorHistory:
         """The first checkpoints alone."""
-        return FactorHistory(self.factors[:num_checkpoints])
+        return replace(self, factors=self.factors[:num_checkpoints])
 
     def _pair(self, later: int, earlier: int) -> FactorPair:
         current = self.factors[later - 1]
