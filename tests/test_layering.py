@@ -31,6 +31,16 @@ PURE = {
     "estimate",
     "evaluate",
     "extrapolate",
+    "inspect.analysis",
+    "inspect.backtest",
+    "inspect.directions",
+    "inspect.document",
+    "inspect.energy",
+    "inspect.errors",
+    "inspect.groups",
+    "inspect.linearity",
+    "inspect.movement",
+    "inspect.verdict",
     "learn.advantages",
     "learn.batches",
     "learn.logprobs",
@@ -47,7 +57,7 @@ PURE = {
     "settings",
     "yaml_core",
 }
-STAGES = {"checkpoints", "data", "learn", "models", "report", "reward", "rollout", "store"}
+STAGES = {"checkpoints", "data", "inspect", "learn", "models", "report", "reward", "rollout", "store"}
 LOOP = {"jump", "loop", "serving"}
 ACTORS = {"actors"}
 ENTRY_POINTS = {"commands", "integrations", "run"}
@@ -59,6 +69,7 @@ HOMES = {
     "fsspec": {"data", "store"},
     "huggingface_hub": {"model_facts", "models"},
     "math_verify": {"reward"},
+    "matplotlib": {"inspect.plots"},
     "numpy": None,
     "peft": {"commands.verify", "integrations", "learn"},
     "psutil": {"actors", "reward"},
@@ -67,7 +78,7 @@ HOMES = {
     "pydantic_core": {"settings"},
     "ray": {"actors", "run"},
     "reasoning_gym": {"data"},
-    "rich": {"commands", "report", "run"},
+    "rich": {"commands", "inspect.console", "report", "run"},
     "s3fs": {"data", "store"},
     "safetensors": {"adapter", "models", "store"},
     "tenacity": {"store"},
