@@ -6,6 +6,8 @@ Reading YAML and overrides is `next_ray.settings`; this module only says what is
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+from math import isfinite
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -284,6 +286,26 @@ class AfterJumpSection(Section):
     """Optimizer steps over which the learning rate rises again after a jump."""
 
 
+ONLINE_METHODS = (
+    "next",
+    "next-no-global",
+    "next-no-local",
+    "next-released",
+    "two-point",
+    "persistence",
+    "linear-fit",
+    "relex",
+    "rank1",
+    "expo",
+    "wsm-uniform",
+    "wsm-cosine",
+    "wsm-sqrt",
+    "soup-uniform",
+    "key-neurons",
+)
+"""Methods a running job can propose from: those that make adapters and need no accuracy per checkpoint (docs/methods.md)."""
+
+
 class ExtrapolationSection(Section):
     """Trajectory, predictor, candidates and gate."""
 
@@ -297,10 +319,10 @@ class ExtrapolationSection(Section):
     """Horizon k: how many checkpoints ahead the target delta looks."""
     repeat_every: int | None = Field(default=None, ge=1)
     """Try again every so many checkpoints after the first attempt; None: one attempt."""
-    methods: tuple[Literal["next", "two-point"], ...] = ("next", "two-point")
-    """Extrapolators that propose candidates."""
+    methods: tuple[str, ...] = ("next", "two-point")
+    """Extrapolators that propose candidates (docs/methods.md), over `alphas` or with an alpha of their own, as in `wsm-cosine@1`."""
     alphas: tuple[float, ...] = (0.75, 1.5)
-    """Grid of the extending coefficient."""
+    """Grid of the extending coefficient: how far a candidate reaches, in horizons for the forecasting methods."""
     abstain: bool = True
     """Withdraw `next` when its backtest loses to both persistence and the linear fit."""
     delta_workers: int = Field(default=1, ge=1)
@@ -312,6 +334,29 @@ class ExtrapolationSection(Section):
     after_jump: AfterJumpSection = AfterJumpSection()
     """How training goes on from an accepted candidate."""
 
+    @property
+    def proposals(self) -> tuple[tuple[str, float], ...]:
+        """(method, alpha) of every candidate, in order, each once."""
+        split = [method.partition("@") for method in self.methods]
+        wanted = [(name, alpha) for name, at, own in split for alpha in ((float(own),) if at else self.alphas)]
+        return tuple(dict.fromkeys(wanted))
+
+    @model_validator(mode="after")
+    def _known_methods(self) -> ExtrapolationSection:
+        for method in self.methods:
+            name, at, alpha = method.partition("@")
+            if name not in ONLINE_METHODS:
+                close = get_close_matches(name, ONLINE_METHODS, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else "."
+                raise ValueError(f"extrapolation.methods: a running job has no method {name!r}{hint} It has {', '.join(ONLINE_METHODS)}.")
+            try:
+                finite = not at or isfinite(float(alpha))
+            except ValueError:
+                finite = False
+            if not finite:
+                raise ValueError(f"extrapolation.methods: {method!r} must be a method or method@alpha with a number, as in wsm-cosine@1.")
+        return self
+
     @model_validator(mode="after")
     def _enough_checkpoints(self) -> ExtrapolationSection:
         if self.checkpoints <= self.horizon + 1:
@@ -321,7 +366,7 @@ class ExtrapolationSection(Section):
             )
         if self.gate.kind == "none" and self.enabled and self.gate.fixed is None:
             raise ValueError("extrapolation.gate.kind=none needs gate.fixed, the candidate to take (for example next@1.5).")
-        proposed = [f"{method}@{alpha:g}" for method in self.methods for alpha in self.alphas]
+        proposed = [f"{method}@{alpha:g}" for method, alpha in self.proposals]
         if self.gate.fixed is not None and self.gate.fixed not in proposed:
             raise ValueError(
                 f"extrapolation.gate.fixed={self.gate.fixed} is never proposed; methods and alphas give {', '.join(proposed)}."

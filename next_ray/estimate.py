@@ -90,7 +90,7 @@ def run_schedule(config: Config) -> RunSchedule:
     """Derive at which steps checkpoints are taken and jumps are tried, as if every gate refused (a jump starts the count anew)."""
     plan, steps = config.extrapolation, config.run.steps
     due = Schedule(plan, steps)
-    candidates = len(plan.methods) * len(plan.alphas)
+    candidates = len(plan.proposals)
     paired = plan.gate.kind == "paired"
     return RunSchedule(
         checkpoint_steps=tuple(step for step in range(1, steps + 1) if due.checkpoint_due(step, 0)),
@@ -156,7 +156,7 @@ def adapter_slots(config: Config) -> int:
 
 
 def widest_adapter(config: Config) -> int:
-    """The largest rank an engine must serve: a two-point candidate may have twice the trained one."""
+    """The largest rank an engine must serve: candidates are recompressed to twice the trained one."""
     return config.learner.lora.rank * (2 if config.extrapolation.enabled else 1)
 
 

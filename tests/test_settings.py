@@ -151,3 +151,17 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 def test_an_override_inside_a_value_is_refused(write) -> None:
     assert "learner.lr" in refusal(write("learner: {lr: 3}\n"), "learner.lr.peak=4")
+
+
+def test_methods_of_a_job_may_name_an_alpha_of_their_own() -> None:
+    config = load_config(None, ["extrapolation.methods=[two-point, wsm-cosine@1, two-point@2]", "extrapolation.alphas=[1, 2]"])
+    assert config.extrapolation.proposals == (("two-point", 1.0), ("two-point", 2.0), ("wsm-cosine", 1.0))
+
+
+@pytest.mark.parametrize(
+    ("method", "complaint"),
+    [("two-pont", "did you mean 'two-point'"), ("dare", "has no method 'dare'"), ("next@", "method@alpha"), ("next@nan", "method@alpha")],
+)
+def test_a_method_a_running_job_lacks_is_refused(method: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        load_config(None, [f"extrapolation.methods=[{method}]"])

@@ -14,11 +14,14 @@ import ray
 from next_ray.actors.cluster import result
 from next_ray.config import ExtrapolationSection
 from next_ray.delta.sharding import merge_shards
+from next_ray.delta.trajectory import WeightTrajectory, from_adapters
 from next_ray.delta.window import DeltaWindow
 from next_ray.errors import ExtrapolationError
-from next_ray.extrapolate.candidates import candidate_name, next_candidate, two_point_candidate
+from next_ray.extrapolate.methods.next import from_last_along
+from next_ray.extrapolate.plan import Fitted, Setting
+from next_ray.extrapolate.proposals import WINDOWED, candidate_name, make_candidates
 from next_ray.predict.predictor import TrajectoryPredictor
-from next_ray.types import Adapter, BacktestScore, Candidate, CheckpointTriplets, LoraFactors, Proposal, Ref, Triplet
+from next_ray.types import Adapter, BacktestScore, Candidate, CheckpointTriplets, Proposal, Ref
 
 BACKGROUND_NICENESS = 10
 """On a CPU machine trajectory work yields to rollout and update."""
@@ -71,36 +74,28 @@ class PredictorActor:
         self._predictor.observe(merge_shards(parts))
         return time.perf_counter() - started
 
-    def propose(self, names: Sequence[tuple[str, float]], last: Adapter, earlier: Adapter) -> tuple[Any, ...]:
-        """One summary and one adapter (or None) per wanted (method, alpha): `last` is W_c, `earlier` W_{c-k}."""
-        wants_next = any(method == "next" for method, _ in names)
-        triplets, reason = self._prediction() if wants_next else (None, None)
-        abstained = {} if reason is None else {"next": reason}
-        adapters: list[dict[str, LoraFactors] | None] = []
-        truncation: list[float] = []
-        for method, alpha in names:
-            error = 0.0
-            if method == "two-point":
-                made = two_point_candidate(last, earlier, alpha, rank=_double_rank(last))
-                adapters.append(dict(made.adapter))
-                error = made.truncation_error
-            else:
-                adapters.append(None if triplets is None else dict(next_candidate(last, triplets, alpha)))
-            truncation.append(error)
-        return (Findings(abstained, self._predictor.backtest, self._predictor.evidence, truncation, self._predictor.stats), *adapters)
+    def propose(self, wanted: Sequence[tuple[str, float]], steps: Sequence[int], *adapters: Adapter) -> tuple[Any, ...]:
+        """Findings, then one adapter (or None) per wanted (method, alpha); `adapters` are the last checkpoints, at `steps`."""
+        trajectory = from_adapters(steps, adapters)
+        setting = Setting(self._config.horizon, self._seed)
+        fitted, reason = self._next(trajectory) if any(method == "next" for method, _ in wanted) else ({}, None)
+        offered = [(method, alpha) for method, alpha in wanted if method != "next" or reason is None]
+        made = make_candidates(offered, trajectory, setting, fitted, rank=2 * max(f.rank for f in adapters[-1].values()))
+        abstained = {**made.abstained, **({} if reason is None else {"next": reason})}
+        by_name = dict(zip(offered, made.adapters, strict=True))
+        found = [by_name.get(name) for name in wanted]
+        truncation = [0.0 if one is None else one.truncation_error for one in found]
+        findings = Findings(abstained, self._predictor.backtest, self._predictor.evidence, truncation, self._predictor.stats)
+        return (findings, *(None if one is None else one.adapter for one in found))
 
-    def _prediction(self) -> tuple[Mapping[str, Triplet] | None, str | None]:
-        """What NExt says, or why it says nothing: a trajectory that does not move is no reason to stop training."""
+    def _next(self, trajectory: WeightTrajectory) -> tuple[dict[str, Fitted], str | None]:
+        """What NExt has learned beside training, or why it says nothing."""
         if self._predictor.abstention is not None:
-            return None, self._predictor.abstention
+            return {}, self._predictor.abstention
         try:
-            return self._predictor.predict(), None
+            return {"next": from_last_along(trajectory, self._predictor.predict(), {})}, None
         except ExtrapolationError as error:
-            return None, str(error)
-
-
-def _double_rank(adapter: Adapter) -> int:
-    return 2 * max(f.rank for f in adapter.values())
+            return {}, str(error)
 
 
 @dataclass
@@ -113,7 +108,7 @@ class RayTrajectory:
     workers: Sequence[Any]
     predictor: Any
     config: ExtrapolationSection
-    _adapters: dict[int, Ref[Adapter]] = field(default_factory=dict)
+    _seen: dict[int, tuple[int, Ref[Adapter]]] = field(default_factory=dict)
     _fits: dict[int, Any] = field(default_factory=dict)
     _seconds: list[tuple[str, Any]] = field(default_factory=list)
     _totals: dict[str, float] = field(default_factory=lambda: {"delta": 0.0, "fit": 0.0})
@@ -130,8 +125,9 @@ class RayTrajectory:
         parts = [worker.observe.options(num_returns=2).remote(index, step, adapter.value) for worker in self.workers]
         fit = self.predictor.observe.remote(*(triplets for triplets, _ in parts))
         self._seconds += [("delta", seconds) for _, seconds in parts] + [("fit", fit)]
-        self._fits[index], self._adapters[index] = fit, adapter
-        self._adapters = {i: ref for i, ref in self._adapters.items() if i >= index - self.config.horizon}
+        self._fits[index], self._seen[index] = fit, (step, adapter)
+        if all(method in WINDOWED for method, _ in self.config.proposals):
+            self._seen = {i: seen for i, seen in self._seen.items() if i >= index - self.config.horizon}
 
     async def propose(self, index: int) -> Proposal:
         """Wait for checkpoint `index` to be digested, then make the candidates of all methods and alphas."""
@@ -140,9 +136,9 @@ class RayTrajectory:
         started = time.perf_counter()
         await result(self._fits[index], "the predictor")
         waited = time.perf_counter() - started
-        names = [(method, alpha) for method in self.config.methods for alpha in self.config.alphas]
-        pair = self._adapters[index].value, self._adapters[index - self.config.horizon].value
-        head, *refs = self.predictor.propose.options(num_returns=1 + len(names)).remote(names, *pair)
+        names = self.config.proposals
+        steps, adapters = [step for step, _ in self._seen.values()], [ref.value for _, ref in self._seen.values()]
+        head, *refs = self.predictor.propose.options(num_returns=1 + len(names)).remote(names, steps, *adapters)
         found: Findings = await result(head, "the predictor")
         candidates = tuple(
             Candidate(candidate_name(method, alpha), method, alpha, Ref(ref), error)
@@ -156,7 +152,7 @@ class RayTrajectory:
         """Forget the trajectory everywhere."""
         await self.background_s()
         await asyncio.gather(*(result(actor.restart.remote(), "the trajectory") for actor in self.actors))
-        self._adapters, self._fits = {}, {}
+        self._seen, self._fits = {}, {}
 
     async def background_s(self) -> Mapping[str, float]:
         """Seconds of delta work and fitting, waited for to the last."""

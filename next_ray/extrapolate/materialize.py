@@ -39,7 +39,8 @@ def to_adapter(plans: Plans, trajectory: WeightTrajectory, rank: int | None = No
     """The plans as an adapter.
 
     All modules get one scale, the last checkpoint's if its modules agree on one, else 1. A module whose plan is a checkpoint
-    keeps that checkpoint's factors, bit for bit where the scale is the same.
+    keeps that checkpoint's factors, bit for bit where the scale is the same; a checkpoint plus rank-1 terms keeps them stacked. Sums
+    of several checkpoints are factored anew: stacked, their terms would cancel in the bfloat16 that engines hold adapters in.
 
     Args:
         plans: one per module of the trajectory.
@@ -67,7 +68,8 @@ def to_adapter(plans: Plans, trajectory: WeightTrajectory, rank: int | None = No
             raise ExtrapolationError(
                 f"Module {name!r}: the extrapolated weights are beyond float32. Lower alpha, or check the checkpoints."
             )
-        adapter[name], error = _within(pair, name, scale, rank, _anchor(history, rank))
+        adds_up = bool(np.count_nonzero(plan.weights) <= 1)
+        adapter[name], error = _within(pair, name, scale, rank, _anchor(history, rank), stack=adds_up)
         energy, dropped = energy + own, dropped + error**2 * own
     return Materialized(adapter, float(np.sqrt(dropped / energy)) if energy > 0 else 0.0)
 
@@ -111,12 +113,14 @@ def _anchor(history: ModuleHistory, rank: int | None) -> LoraFactors | None:
     return last if last.rank == rank and last.scale > 0 else None
 
 
-def _within(pair: FactorPair, name: str, scale: float, rank: int | None, anchor: LoraFactors | None) -> tuple[LoraFactors, float]:
-    """Stacked as they are where the rank allows it, else recompressed; with the share of energy lost."""
+def _within(
+    pair: FactorPair, name: str, scale: float, rank: int | None, anchor: LoraFactors | None, *, stack: bool
+) -> tuple[LoraFactors, float]:
+    """Stacked as they are where `stack` and the rank allow it, else recompressed; with the share of energy lost."""
     stacked, largest = pair.left.shape[1], min(pair.left.shape[0], pair.right.shape[1])
-    if stacked <= (largest if rank is None else rank):
+    if stack and stacked <= (largest if rank is None else rank):
         return LoraFactors(pair.right.astype(np.float32), (pair.left / scale).astype(np.float32), scale), 0.0
-    wanted = largest if rank is None else rank
+    wanted = min(stacked, largest) if rank is None else rank
     anchors = {name: anchor} if anchor is not None and anchor.scale == scale else None
     found = recompress_products({name: (pair.left, pair.right)}, {name: scale}, wanted, anchors)
     return found.adapter[name], found.truncation_error

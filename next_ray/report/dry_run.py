@@ -110,7 +110,7 @@ def _schedule(config: Config) -> RenderableType:
             ("jumps tried after", _steps(times.jump_steps) + (" (an accepted one starts the count anew)" if plan.repeat_every else ""))
         )
         rows.append(("looking ahead", f"{plan.horizon} checkpoints = {plan.horizon * plan.interval_steps} steps"))
-        rows.append(("candidates", f"{times.num_candidates}: " + ", ".join(f"{m}@{a:g}" for m in plan.methods for a in plan.alphas)))
+        rows.append(("candidates", f"{times.num_candidates}: " + ", ".join(f"{m}@{a:g}" for m, a in plan.proposals)))
         gate = f"{times.gate_completions:,} completions" if plan.gate.kind == "paired" else f"none, {plan.gate.fixed} is taken"
         rows.append(("gate", gate))
     rows.append(("an evaluation", f"{times.evaluation_completions:,} completions a model"))

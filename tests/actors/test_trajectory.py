@@ -28,7 +28,7 @@ def propose(sizes: list[float], monkeypatch: pytest.MonkeyPatch) -> tuple[Findin
     actor, window = PredictorActor(config, seed=0), DeltaWindow(1)
     for index, size in enumerate(sizes, start=1):
         actor.observe(window.observe(index, index, adapter(size)))
-    found, *adapters = actor.propose(NAMES, adapter(sizes[-1]), adapter(sizes[-2]))
+    found, *adapters = actor.propose(NAMES, [1, 2], adapter(sizes[-2]), adapter(sizes[-1]))
     return found, list(adapters)
 
 
