@@ -40,6 +40,7 @@ PURE = {
     "inspect.groups",
     "inspect.linearity",
     "inspect.movement",
+    "inspect.summaries",
     "inspect.verdict",
     "learn.advantages",
     "learn.batches",

@@ -84,6 +84,12 @@ def discover(paths: Sequence[str]) -> tuple[list[Found], list[str]]:
     for earlier, later in pairwise(found):
         if earlier.step == later.step:
             raise CheckpointFormatError(f"{earlier.folder} and {later.folder} are both of step {later.step}; name one of them.")
+    trainers = {checkpoint.format: checkpoint for checkpoint in found if checkpoint.format not in ("peft", "hf")}
+    if len(trainers) > 1:
+        one, other, *_ = trainers.values()
+        raise CheckpointFormatError(
+            f"{one.folder} is laid out as {one.format}'s and {other.folder} as {other.format}'s; give the checkpoints of one run."
+        )
     return found, notes
 
 

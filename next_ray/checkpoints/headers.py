@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -44,10 +45,11 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class SafetensorsFile:
-    """A file and its checked table of contents."""
+    """A file and its checked table of contents; `stamp` (size in bytes, time of change in ns) tells whether it is still that file."""
 
     path: Path
     entries: Mapping[str, TensorEntry]
+    stamp: tuple[int, int]
 
     def read(self, name: str) -> np.ndarray:
         """A tensor as float32; raises `CheckpointFormatError` for another kind of number, a cut file, NaN or infinity."""
@@ -60,11 +62,12 @@ class SafetensorsFile:
         count = (entry.end - entry.begin) // dtype.itemsize
         try:
             with self.path.open("rb", buffering=0) as handle:
+                same = _stamp(handle) == self.stamp
                 raw = np.fromfile(handle, dtype=dtype, count=count, offset=entry.begin)
         except OSError as error:
             raise CheckpointFormatError(f"{self.path} cannot be read: {error.strerror or error}.") from None
-        if len(raw) != count:
-            raise CheckpointFormatError(f"{self.path} became shorter while it was in use: tensor {name!r} is cut. Copy it again.")
+        if not same or len(raw) != count:
+            raise CheckpointFormatError(f"{self.path} changed while it was in use. Read checkpoints that no trainer writes to any more.")
         return checked(as_float32(raw, entry.dtype).reshape(entry.shape), name, self.path)
 
 
@@ -101,13 +104,19 @@ def open_safetensors(path: Path) -> SafetensorsFile:
                     f"{path} is not a complete safetensors file: {size} bytes, of which the header claims {length}. Copy it again."
                 )
             header = handle.read(length)
+            stamp = _stamp(handle)
     except OSError as error:
         raise CheckpointFormatError(f"{path} cannot be read: {error.strerror or error}.") from None
     table = _parse(header, path)
     table.pop("__metadata__", None)
     entries = {name: _entry(name, fields, 8 + length, path) for name, fields in table.items()}
     _covers(entries, 8 + length, size, path)
-    return SafetensorsFile(path, entries)
+    return SafetensorsFile(path, entries, stamp)
+
+
+def _stamp(handle: IO[bytes]) -> tuple[int, int]:
+    status = os.fstat(handle.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 def _parse(header: bytes, path: Path) -> dict[str, Any]:
