@@ -6,6 +6,8 @@ depends on the triplets only up to their sign, so flipping any input changes not
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from next_ray.types import Triplet
@@ -34,3 +36,11 @@ def align(triplet: Triplet, reference: Triplet | None) -> Triplet:
 
 def _dot(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.dot(x.astype(np.float64), y.astype(np.float64)))
+
+
+def chained(triplets: Sequence[Triplet]) -> list[Triplet]:
+    """One module's triplets along a trajectory, each aligned to the one before."""
+    result: list[Triplet] = []
+    for triplet in triplets:
+        result.append(align(triplet, result[-1] if result else None))
+    return result
