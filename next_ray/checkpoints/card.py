@@ -140,6 +140,7 @@ def _merged_facts(result: Mapping[str, Any]) -> list[str]:
         "- a full model: base and delta added in float32, rounded once to the base's dtype; everything else is the base's, bit for bit",
         f"- {result['changed_entries']:,} of the {result['touched_entries']:,} entries of {result['touched_tensors']} tensors changed",
         f"- {result['rounding_error']:.1%} of the delta (Frobenius norm) was lost to the dtype's rounding",
+        *([f"- checked: logits differ from base + adapter by {result['verified']:.1e} of the largest"] if "verified" in result else []),
     ]
 
 

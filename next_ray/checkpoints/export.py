@@ -6,7 +6,7 @@ Every folder has a model card and `next_ray_lineage.json`; it appears whole or n
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -144,8 +144,12 @@ def fill_merged(
     *,
     saved: SavedTensors | None = None,
     renamed: Mapping[str, str] | None = None,
+    check: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """`export_merged` into an empty folder that somebody else puts in its place; returns the facts of the lineage."""
+    """`export_merged` into an empty folder that somebody else puts in its place; returns the facts of the lineage.
+
+    `check` sees the folder before it is described, raises when it is not as it should be, and adds its own facts.
+    """
     report = write_merged(draft, plans, trajectory, base, saved, renamed)
     files = dict(report.files)
     for path in sorted(draft.iterdir()):
@@ -157,6 +161,7 @@ def fill_merged(
         "touched_entries": report.entries,
         "rounding_error": report.rounding_error,
         "moved_modules": sum(plan.checkpoint is None for plan in plans.values()),
+        **(check(draft) if check is not None else {}),
     }
     _describe(draft, lineage, facts, files)
     return facts

@@ -1,4 +1,4 @@
-"""A merged model folder: base weights + deltas, added in float32, rounded once to the base's dtype, one tensor at a time.
+"""A merged model folder: base weights + deltas, the sum in float32, rounded once to the base's dtype, one tensor at a time.
 
 Shape legend: O/I out/in features.
 """
@@ -87,13 +87,13 @@ def write_merged(
         for name in _tensor_names((renamed or {}).get(module, f"{module}.weight"), entries, tied, base):
             edits[name] = _addition(module, name, plans, trajectory, report, sums)
             _check_shape(entries[name].shape, trajectory.modules[module].shape, name, base)
-    for name, values in (saved or {}).items():
-        if name not in entries or tuple(values.shape) != entries[name].shape:
+    for name in saved or {}:
+        if name not in entries:
             raise ModelError(
-                f"{base}: no tensor {name!r} of shape {list(values.shape)} for a module that training saved whole (modules_to_save). "
-                "Give the base that was trained from (a base with tied embeddings has no head of its own: export an adapter instead)."
+                f"{base}: no tensor {name!r}, which training saved whole (modules_to_save). Give the base that was trained from (one "
+                "with tied embeddings has no head of its own: export an adapter instead)."
             )
-        edits[name] = _replacement(name, values, report)
+        edits[name] = _replacement(name, saved or {}, report, base)
     for shard in shards:
         report.files[shard.name] = copy_edited(shard, draft / shard.name, edits)
     if not report.changed_entries:
@@ -130,7 +130,7 @@ def delta_rows(delta: Delta, start: int, stop: int) -> np.ndarray:
 
 
 def _addition(module: str, name: str, plans: Plans, trajectory: WeightTrajectory, report: MergeReport, sums: _Sums) -> Edit:
-    """base + delta in float32; the delta's rows are formed a block at a time, so that no second matrix is needed."""
+    """base + delta to float32's accuracy; the delta's rows are formed a block at a time, so that no second matrix is needed."""
 
     def add(data: bytes, entry: TensorEntry) -> bytes:
         delta = realize(plans[module], trajectory.modules[module], module)
@@ -141,7 +141,8 @@ def _addition(module: str, name: str, plans: Plans, trajectory: WeightTrajectory
             stop = min(start + step, out_features)
             moved = delta_rows(delta, start, stop)
             old = decode(data[start * width : stop * width], entry.dtype, moved.shape)
-            block = encoded_finite(old + moved.astype(np.float32), entry.dtype, name)
+            # Summed in float64: the difference of two stored models comes back as the second, bit for bit.
+            block = encoded_finite((old + moved).astype(np.float32), entry.dtype, name)
             written = decode(block, entry.dtype, moved.shape)
             report.changed_entries += int(np.count_nonzero(written != old))
             sums.error += float(np.sum((written.astype(np.float64) - old - moved) ** 2))
@@ -154,8 +155,13 @@ def _addition(module: str, name: str, plans: Plans, trajectory: WeightTrajectory
     return add
 
 
-def _replacement(name: str, values: np.ndarray, report: MergeReport) -> Edit:
+def _replacement(name: str, saved: Mapping[str, np.ndarray], report: MergeReport, base: Path) -> Edit:
+    """The tensor that training left, read only now."""
+
     def replace(data: bytes, entry: TensorEntry) -> bytes:
+        values = saved[name]
+        if values.shape != entry.shape:
+            raise ModelError(f"{base}: tensor {name!r} has shape {list(entry.shape)}, training saved it as {list(values.shape)}.")
         new = encoded_finite(values, entry.dtype, name)
         changed = decode(new, entry.dtype, entry.shape) != decode(data, entry.dtype, entry.shape)
         report.changed_entries += int(np.count_nonzero(changed))

@@ -71,7 +71,7 @@ def _check_modules(model: Any, tensors: Mapping[str, SafetensorsFile], merged: P
         if not isinstance(layer, LoraLayer):
             continue
         delta = layer.get_delta_weight("default").numpy()  # pyright: ignore[reportAttributeAccessIssue]
-        wanted = layer.get_base_layer().weight.numpy() + delta  # pyright: ignore[reportAttributeAccessIssue]
+        wanted = layer.get_base_layer().weight.numpy() + delta  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
         tensor = renamed.get(name, f"{name}.weight")
         file = tensors[tensor]
         dtype = file.entries[tensor].dtype

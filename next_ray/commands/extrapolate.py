@@ -1,0 +1,156 @@
+"""`python -m next_ray.extrapolate PATH... --output DIR`: the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from next_ray.checkpoints.export import DTYPES
+from next_ray.commands.candidates import Choice, Method, Target, extrapolate, plan
+from next_ray.errors import ConfigError, NextRayError
+
+USER_ERROR = 2
+INTERRUPTED = 130
+EXAMPLES = """\
+examples:
+  python -m next_ray.extrapolate grpo/checkpoint-* --output jumped
+  python -m next_ray.extrapolate grpo --method next two-point --alpha 0.5 1 1.5 --rank 64 --output candidates
+  python -m next_ray.extrapolate runs/full --method linear-fit --merge --base Qwen/Qwen2.5-1.5B --output merged
+  python -m next_ray.extrapolate grpo --method soup-greedy --evaluator my.tests:accuracy --output soup
+PATH is a PEFT, TRL, verl, OpenRLHF or Hugging Face checkpoint, a folder of them, or a run of a next_ray store.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, do, and turn every user error into one paragraph and exit code 2."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.list:
+            from next_ray.extrapolate.methods.registry import describe
+
+            print(describe())
+            return 0
+        if not arguments.paths or (arguments.output is None and not arguments.dry_run):
+            parser.error("checkpoints (PATH...) and --output DIR are needed")
+        choice, target = _choice(arguments), _target(arguments)
+        if arguments.dry_run:
+            _print(plan(arguments.paths, choice, target))
+        else:
+            _print(extrapolate(arguments.paths, choice, target))
+    except NextRayError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("\ninterrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m next_ray.extrapolate",
+        usage="%(prog)s PATH... [options] --output DIR",
+        description="Extrapolate the checkpoints of a training run: one adapter or model for every method and alpha.",
+        epilog=EXAMPLES,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=118),
+    )
+    add = parser.add_argument
+    add("paths", nargs="*", metavar="PATH", help=argparse.SUPPRESS)
+    add("--output", type=Path, metavar="DIR", help="folder to make; with several candidates one sub-folder each (two-point@1.5)")
+    add("--overwrite", action="store_true", help="replace DIR if it holds an earlier result")
+    add("--method", nargs="+", default=["next"], metavar="NAME", help="methods (default: next); --list describes them")
+    add("--alpha", nargs="+", type=float, metavar="A", help="how far to go, in horizons (default: the method's own grid)")
+    add("--horizon", type=int, metavar="K", help="checkpoints that one step of alpha 1 looks ahead (default: a third of them)")
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="the method's settings; METHOD.KEY=VALUE with several methods")
+    width = parser.add_mutually_exclusive_group()
+    width.add_argument("--rank", type=int, metavar="R", help="recompress adapters to rank R, with the error reported")
+    width.add_argument("--exact", action="store_true", help="adapters as wide as exactness needs (the default)")
+    add("--dtype", choices=sorted(DTYPES), default="float32", help="of adapters; merged models keep the base's dtype")
+    add("--merge", action="store_true", help="write merged models instead of adapters")
+    add("--base", metavar="MODEL", help="the base model: a folder or a hub name (default: what the checkpoints name)")
+    add("--no-verify", action="store_true", help="do not compare a merged model with base + adapter (two models are loaded)")
+    add("--accuracies", type=Path, metavar="FILE", help='JSON of held-out accuracies by step, 0 for the base: {"0": 0.31, "10": 0.35}')
+    add("--evaluator", metavar="MODULE:FUNC", help="function from the folder of a result to its accuracy, for soup-greedy")
+    add("--segment", type=int, metavar="STEP", help="of a store's run that jumped: the trajectory that began at STEP")
+    add("--endpoint-url", metavar="URL", help="S3 server other than AWS")
+    add("--seed", type=int, default=0, metavar="N", help="for methods that draw numbers (default: 0)")
+    add("--workers", type=int, default=0, metavar="N", help="Ray workers that compute singular triplets (default: this process)")
+    add("--dry-run", action="store_true", help="say what would be done")
+    add("--list", action="store_true", help="describe the methods and their settings")
+    return parser
+
+
+def _choice(arguments: argparse.Namespace) -> Choice:
+    names = list(dict.fromkeys(arguments.method))
+    return Choice(
+        methods=tuple(Method(name, _settings(name, names, arguments.set)) for name in names),
+        alphas=tuple(dict.fromkeys(arguments.alpha)) if arguments.alpha else None,
+        horizon=arguments.horizon,
+        seed=arguments.seed,
+        accuracies=_accuracies(arguments.accuracies) if arguments.accuracies else None,
+        evaluator=arguments.evaluator,
+        workers=arguments.workers,
+        segment=arguments.segment,
+        endpoint_url=arguments.endpoint_url,
+    )
+
+
+def _target(arguments: argparse.Namespace) -> Target:
+    if arguments.merge and (arguments.rank is not None or arguments.exact):
+        raise ConfigError("--rank and --exact are about adapters; a merged model (--merge) has no rank. Leave one of them out.")
+    if arguments.rank is not None and arguments.rank < 1:
+        raise ConfigError(f"--rank must be at least 1, got {arguments.rank}.")
+    return Target(
+        folder=arguments.output or Path("OUTPUT"),
+        base=arguments.base,
+        merge=arguments.merge,
+        rank=arguments.rank,
+        dtype=arguments.dtype,
+        verify=not arguments.no_verify,
+        overwrite=arguments.overwrite,
+    )
+
+
+def _settings(method: str, methods: Sequence[str], words: Sequence[str]) -> dict[str, Any]:
+    """The settings of one method out of `key=value` and `method.key=value`."""
+    settings: dict[str, Any] = {}
+    for word in words:
+        path, found, text = word.partition("=")
+        owner, dot, key = path.rpartition(".")
+        if not found or not key:
+            raise ConfigError(f"--set {word}: settings are written KEY=VALUE, without spaces.")
+        if dot and owner not in methods:
+            raise ConfigError(f"--set {word}: {owner} is none of the methods that run ({', '.join(methods)}).")
+        if not dot and len(methods) > 1:
+            raise ConfigError(f"--set {word}: several methods run; say whose setting it is, for example {method}.{key}={text}.")
+        if not dot or owner == method:
+            settings[key] = _scalar(text)
+    return settings
+
+
+def _scalar(text: str) -> Any:
+    """A number, true, false or null, else the text itself."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None if text == "none" else text
+    return text if isinstance(value, dict | list) else value
+
+
+def _accuracies(path: Path) -> dict[int, float]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        return {int(step): value for step, value in table.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{path} is not a JSON table of accuracies by step, like {{'0': 0.31, '10': 0.35}} ({error}).") from error
+
+
+def _print(table: Any) -> None:
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -1,0 +1,129 @@
+"""What `python -m next_ray.inspect` does: open the checkpoints, measure, back test every method, show and write the result."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from next_ray.checkpoints.imported import Imported
+from next_ray.checkpoints.open import open_trajectory
+from next_ray.commands.accuracies import read_accuracies
+from next_ray.commands.progress import shown
+from next_ray.errors import ConfigError, NextRayError
+from next_ray.extrapolate.methods.registry import METHODS, make
+from next_ray.inspect.analysis import Inspection, default_horizon, inspect_trajectory
+from next_ray.inspect.console import make_console, show
+from next_ray.inspect.document import document
+
+USER_ERROR = 2
+INTERRUPTED = 130
+SLOW = {"next-released": "the predictor as published is slow to fit and there for comparison; name it under --methods to try it"}
+"""Methods that are tried only when they are named, and why."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, inspect, and turn every user error into one paragraph and exit code 2."""
+    arguments = _parser().parse_args(argv)
+    try:
+        _check_targets(arguments.json, arguments.plots)
+        imported, inspection = _inspect(arguments)
+        show(inspection, make_console())
+        if arguments.json is not None:
+            _write_json(arguments.json, document(inspection, _origin(imported)))
+        if arguments.plots is not None:
+            _write_plots(arguments.plots, inspection)
+    except NextRayError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("\ninterrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m next_ray.inspect",
+        description="Tell whether a trajectory of checkpoints is worth extrapolating: how concentrated and how straight it is, and how "
+        "well each method would have foretold checkpoints that are hidden from it.",
+    )
+    add = parser.add_argument
+    add("paths", nargs="+", metavar="PATH", help="checkpoint folders, folders that hold them, or one run of our store (folder or URL)")
+    add("--base", metavar="MODEL", help="the model training started from: a folder or name; full-parameter checkpoints need a folder")
+    add("--horizon", type=int, metavar="K", help="checkpoints to hide and foretell (default: a third of them)")
+    add("--methods", nargs="+", metavar="METHOD", help=f"methods to try, of {', '.join(METHODS)} (default: all but {', '.join(SLOW)})")
+    add(
+        "--accuracies", type=Path, metavar="FILE.json", help='held-out accuracies by training step, 0 for the base: {"0": 0.31, "10": 0.35}'
+    )
+    add("--json", type=Path, metavar="FILE", help="write all numbers there")
+    add("--plots", type=Path, metavar="DIR", help="write the figures there as PNG files")
+    add("--workers", type=int, default=0, metavar="N", help="compute the triplets on N Ray workers (default 0: in this process)")
+    add("--full-spectrum", action="store_true", help="all singular values of large full-parameter modules too (slow)")
+    add("--segment", type=int, metavar="STEP", help="for a run of our store that jumped: the step at which the trajectory begins")
+    add("--endpoint-url", metavar="URL", help="S3 server other than AWS")
+    return parser
+
+
+def _inspect(arguments: argparse.Namespace) -> tuple[Imported, Inspection]:
+    names = list(dict.fromkeys(arguments.methods or [name for name in METHODS if name not in SLOW]))
+    methods = [make(name) for name in names]
+    if arguments.workers < 0:
+        raise ConfigError(f"--workers is a number of Ray workers and must be at least 0, got {arguments.workers}.")
+    accuracies = read_accuracies(arguments.accuracies) if arguments.accuracies is not None else None
+    with shown() as progress:
+        progress("reading checkpoints", 0, None)
+        imported = open_trajectory(arguments.paths, arguments.base, segment=arguments.segment, endpoint_url=arguments.endpoint_url)
+        if accuracies is not None:
+            imported = imported.with_accuracies(accuracies)
+        trajectory = imported.trajectory
+        horizon = default_horizon(trajectory.num_checkpoints) if arguments.horizon is None else arguments.horizon
+        left_out = [f"{name} was not tried: {reason}." for name, reason in SLOW.items() if name not in names and arguments.methods is None]
+        inspection = inspect_trajectory(trajectory, methods, horizon, arguments.full_spectrum, [*imported.notes, *left_out], progress)
+    return imported, inspection
+
+
+def _origin(imported: Imported) -> dict[str, Any]:
+    base = imported.base
+    return {
+        "base": {"name": base.name, "path": str(base.path) if base.path is not None else None, "fingerprint": base.fingerprint},
+        "sources": [{"step": source.step, "path": source.path, "format": source.format} for source in imported.sources],
+    }
+
+
+def _check_targets(file: Path | None, folder: Path | None) -> None:
+    """Before any work is done for them."""
+    if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+        raise ConfigError(f"--json {file}: a file in a folder that exists is needed.")
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--plots {folder}: this is a file; a folder is needed.")
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.absolute().parent, prefix=f".{path.name}.", delete=False
+        ) as handle:
+            handle.write(text)
+        os.chmod(handle.name, 0o644)
+        os.replace(handle.name, path)
+    except OSError as error:
+        raise ConfigError(f"--json {path} could not be written: {error.strerror or error}.") from None
+    print(f"numbers in {path}", file=sys.stderr)
+
+
+def _write_plots(folder: Path, inspection: Inspection) -> None:
+    from next_ray.inspect.plots import draw
+
+    try:
+        files = draw(inspection, folder)
+    except OSError as error:
+        raise ConfigError(f"--plots {folder} could not be written: {error.strerror or error}.") from None
+    print(f"{len(files)} figures in {folder}", file=sys.stderr)
