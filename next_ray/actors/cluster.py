@@ -20,6 +20,9 @@ from next_ray.errors import NextRayError, PlacementError
 
 Device = Literal["cpu", "gpu"]
 
+EMBEDDED_STARTS = 3
+"""How often an embedded Ray is started before the run gives up."""
+
 
 @dataclass(frozen=True)
 class OpenCluster:
@@ -42,11 +45,11 @@ def open_cluster(config: ClusterSection, namespace: str, embedded_cpus: int) -> 
         if address:
             context = ray.init(address="auto" if address.startswith("http") else address, **common)
         else:
-            context = ray.init(
+            context = _start_embedded(
                 address="local", num_cpus=embedded_cpus, include_dashboard=config.dashboard, dashboard_host="127.0.0.1", **common
             )
     except Exception as error:  # Ray raises a bare Exception when its processes do not come up in time
-        where = f"the cluster at RAY_ADDRESS={address}" if address else "an embedded Ray on this machine"
+        where = f"the cluster at RAY_ADDRESS={address}" if address else f"an embedded Ray on this machine in {EMBEDDED_STARTS} attempts"
         raise PlacementError(
             f"Could not open {where}: {error}. Check that it runs, and that RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH are those "
             "of that cluster."
@@ -57,6 +60,17 @@ def open_cluster(config: ClusterSection, namespace: str, embedded_cpus: int) -> 
         yield OpenCluster(device, resources, context.dashboard_url or None, embedded=not address)
     finally:
         ray.shutdown()
+
+
+def _start_embedded(**options: Any) -> Any:
+    """`ray.init`, tried again: Ray gives its agents 15 s to come up, which a busy machine may not keep."""
+    for attempt in range(1, EMBEDDED_STARTS + 1):
+        try:
+            return ray.init(**options)
+        except Exception:
+            ray.shutdown()
+            if attempt == EMBEDDED_STARTS:
+                raise
 
 
 async def place(
