@@ -5,15 +5,17 @@ Shape legend: O out features, K = c checkpoints.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from next_ray.delta.gauge import chained
 from next_ray.delta.trajectory import WeightTrajectory
 from next_ray.errors import ExtrapolationError
 from next_ray.extrapolate.methods.common import check, horizon_steps, last, line_weights, require
 from next_ray.extrapolate.plan import Fitted, ModulePlan, Needs, Setting
-from next_ray.types import ModuleTriplets, Triplet
+from next_ray.types import Triplet
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ class AlphaRl:
         if np.ptp(accuracies) == 0.0:
             raise ExtrapolationError(f"alpharl relates weights to accuracy, but all {len(accuracies)} checkpoints have the same accuracy.")
         triplets = trajectory.triplets(setting.horizon)
-        found = {name: _line([checkpoint.modules[name] for checkpoint in triplets], accuracies) for name in trajectory.modules}
+        tops = {name: chained([checkpoint.modules[name].global_ for checkpoint in triplets]) for name in trajectory.modules}
+        found = {name: _line(globals_, accuracies) for name, globals_ in tops.items()}
         times = np.array(trajectory.steps, dtype=np.float64)
         reach = horizon_steps(trajectory, setting.horizon)
 
@@ -95,17 +98,17 @@ class AlphaRl:
             return float(line_weights(times, times[-1] + alpha * reach) @ accuracies)
 
         def at(alpha: float) -> dict[str, ModulePlan]:
-            y, right = wished(alpha), triplets[-1].modules
-            return {name: _plan(trajectory, line, y, right[name].global_.v) for name, line in found.items()}
+            y = wished(alpha)
+            return {name: _plan(trajectory, line, y, tops[name][-1].v) for name, line in found.items()}
 
         trend = {f"accuracy at alpha {alpha:g}": f"{wished(alpha):.4f}" for alpha in self.alphas}
         return Fitted(at, trend)
 
 
-def _line(deltas: list[ModuleTriplets], accuracies: np.ndarray) -> PlsLine | None:
-    if deltas[-1].global_.sigma == 0.0:
+def _line(globals_: Sequence[Triplet], accuracies: np.ndarray) -> PlsLine | None:
+    if globals_[-1].sigma == 0.0:
         return None
-    return pls_line(np.stack([d.global_.sigma * d.global_.u.astype(np.float64) for d in deltas]), accuracies)
+    return pls_line(np.stack([t.sigma * t.u.astype(np.float64) for t in globals_]), accuracies)
 
 
 def _plan(trajectory: WeightTrajectory, line: PlsLine | None, y: float, v: np.ndarray) -> ModulePlan:
