@@ -173,8 +173,8 @@ def _agree(adapter: StoredAdapter, config: LoraConfig, folder: Path) -> None:
 
 
 def _weights(folder: Path) -> TensorFile:
-    if (folder / WEIGHTS_FILE).exists():
+    if (folder / WEIGHTS_FILE).is_file():
         return open_safetensors(folder / WEIGHTS_FILE)
-    if (folder / PICKLE_FILE).exists():
+    if (folder / PICKLE_FILE).is_file():
         return open_pickle(folder / PICKLE_FILE)
     raise CheckpointFormatError(f"{folder} has an {CONFIG_FILE} but no {WEIGHTS_FILE}. Save the adapter again.")

@@ -56,19 +56,18 @@ def find_base(given: str | None, named: Mapping[str, str], known_fingerprint: st
         absent = f"The base {name!r} is not here: sizes and content were not compared." if name else "No checkpoint names its base model."
         return CheckedBase(Base(name, None, known_fingerprint), None, (absent,))
     model = open_model_folder(folder)
-    found = _fingerprint(model)
-    if known_fingerprint is not None and found != known_fingerprint:
+    if known_fingerprint is not None and (found := base_fingerprint(model)) != known_fingerprint:
         raise CheckpointFormatError(
             f"The base {folder} has fingerprint {found[:12]}, but the checkpoints were trained from {known_fingerprint[:12]} "
             f"({stated or 'a model without name'}). Give the folder of that model."
         )
     notes: list[str] = []
     theirs = _model_folder(stated) if stated else None
-    if theirs is not None and theirs.resolve() != folder.resolve() and _fingerprint(open_model_folder(theirs)) != found:
+    if theirs is not None and not _same_model(str(theirs), str(folder)):
         raise CheckpointFormatError(f"The base {folder} is another model than {theirs}, which the checkpoints name: their contents differ.")
     if stated and theirs is None and known_fingerprint is None and Path(stated).name != folder.name:
         notes.append(f"The checkpoints name their base {stated!r}; that {folder} is this model is your word, only sizes were compared.")
-    return CheckedBase(Base(name, folder, found), model, tuple(notes))
+    return CheckedBase(Base(name, folder, known_fingerprint), model, tuple(notes))
 
 
 def match_adapter(adapter: StoredAdapter, model: StoredModel) -> dict[str, str]:
@@ -123,7 +122,9 @@ def _one_name(named: Mapping[str, str]) -> str:
 
 def _same_model(one: str, other: str) -> bool:
     folders = [_model_folder(one), _model_folder(other)]
-    return all(folders) and len({_fingerprint(open_model_folder(folder)) for folder in folders if folder is not None}) == 1
+    if all(folders) and len({folder.resolve() for folder in folders if folder is not None}) == 1:
+        return True
+    return all(folders) and len({base_fingerprint(open_model_folder(folder)) for folder in folders if folder is not None}) == 1
 
 
 def _model_folder(name: str) -> Path | None:
@@ -134,7 +135,8 @@ def _model_folder(name: str) -> Path | None:
         return None
 
 
-def _fingerprint(model: StoredModel) -> str:
+def base_fingerprint(model: StoredModel) -> str:
+    """`models.folder.fingerprint`: hashes the weights once, a note in the cache remembers."""
     return fingerprint(model.folder, [file.path for file in model.files], cache_root(None))
 
 

@@ -24,7 +24,8 @@ MODEL_WEIGHTS = ("*.safetensors", "model.safetensors.index.json", "pytorch_model
 INSIDE = ("actor/lora_adapter", "lora_adapter", "actor/huggingface", "huggingface")
 """Where verl keeps the weights below a step's folder, adapters first."""
 
-_STEP = re.compile(r"(?:global[_-]?step|checkpoint|step|iter|ckpt)[_-]?(\d{1,12})(?:[_-](?:hf|merged))?|(\d{1,12})", re.IGNORECASE)
+_WORDED = re.compile(r"(?:.*[_-])?(?:global[_-]?step|checkpoint|step|iter|ckpt|epoch)[_-]?(\d{1,12})(?:[_-](?:hf|merged))?", re.IGNORECASE)
+_BARE = re.compile(r"\d{1,12}")
 _VERL = re.compile(r"global_step_\d+")
 _TRL = re.compile(r"checkpoint-\d+")
 _OPENRLHF = re.compile(r"global_step\d+(_hf)?")
@@ -122,6 +123,8 @@ def _candidates(path: str, notes: list[str]) -> list[_Candidate]:
     for child, found in steps:
         if found is None:
             raise CheckpointFormatError(f"{child} looks like a checkpoint but {_why_not(child)}")
+    if steps and (stepless := [child.name for child, found in below if found is not None and _named_step(child) is None]):
+        notes.append(f"{folder}: {', '.join(stepless[:3])} has weights but no step in its name and is left aside.")
     chosen = steps or [(child, found) for child, found in below if found is not None]
     if not chosen:
         raise CheckpointFormatError(f"{folder} is no checkpoint and holds none: it {_why_not(folder)}")
@@ -146,20 +149,22 @@ def _why_not(folder: Path) -> str:
                 "has only verl's FSDP shards, which are pickles. Let verl save the adapter (it does, for LoRA) or the model "
                 "(checkpoint.save_contents with hf_model), or convert the shards with verl.model_merger."
             )
-    if next(folder.rglob("*_model_states.pt"), None):
+    if any(next(folder.glob(f"{depth}*_model_states.pt"), None) for depth in ("", "*/", "*/*/")):
         return "has only DeepSpeed's checkpoints, which are pickles. Let the trainer save Hugging Face folders (OpenRLHF: --save_hf_ckpt)."
     return f"has neither {CONFIG_FILE} nor {MODEL_CONFIG} with weights."
 
 
 def _named_step(folder: Path) -> int | None:
-    match = _STEP.fullmatch(folder.name)
-    return int(match[1] or match[2]) if match else None
+    if match := _WORDED.fullmatch(folder.name):
+        return int(match[1])
+    return int(folder.name) if _BARE.fullmatch(folder.name) else None
 
 
 def _step(candidate: _Candidate) -> int | None:
-    """From the folder's name or that of up to three folders above the weights; the trainer's state must agree."""
-    places = [candidate.given, *candidate.given.absolute().parents[:2]]
-    named = next((step for step in map(_named_step, places) if step is not None), None)
+    """From the folder's name, or that of the two above it where it carries a word; the trainer's state must agree."""
+    above = (_WORDED.fullmatch(parent.name) for parent in candidate.given.absolute().parents[:2])
+    named = _named_step(candidate.given.absolute())
+    named = next((int(match[1]) for match in above if match), None) if named is None else named
     for place in (candidate.given, candidate.folder):
         if (state := place / TRAINER_STATE).is_file():
             written = read_json(state, MAX_INDEX_BYTES).get("global_step")

@@ -6,13 +6,18 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
+from next_ray.checkpoints.bases import base_fingerprint
 from next_ray.checkpoints.imported import Imported, Source
+from next_ray.checkpoints.models import open_model_folder
 from next_ray.errors import CheckpointFormatError
 
 
 def with_hashes(imported: Imported) -> Imported:
-    """The same import with every source's sha256 filled in; reads the files once."""
-    return replace(imported, sources=tuple(_hashed(source) for source in imported.sources))
+    """The same import with every source's sha256 and, where the base is here, its fingerprint; reads the files once."""
+    base = imported.base
+    if base.path is not None and base.fingerprint is None:
+        base = replace(base, fingerprint=base_fingerprint(open_model_folder(base.path)))
+    return replace(imported, base=base, sources=tuple(_hashed(source) for source in imported.sources))
 
 
 def file_sha256(path: Path) -> str:

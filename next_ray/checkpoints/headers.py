@@ -17,8 +17,8 @@ import numpy as np
 
 from next_ray.errors import CheckpointFormatError
 
-MAX_HEADER_BYTES = 100_000_000
-"""What the safetensors library itself accepts."""
+MAX_HEADER_BYTES = 32 * 2**20
+"""Room for a quarter of a million tensors."""
 
 MAX_NAME = 500
 MAX_DIMENSIONS = 8
@@ -62,7 +62,7 @@ class SafetensorsFile:
         count = (entry.end - entry.begin) // dtype.itemsize
         try:
             with self.path.open("rb", buffering=0) as handle:
-                same = _stamp(handle) == self.stamp
+                same = stamp_of(handle) == self.stamp
                 raw = np.fromfile(handle, dtype=dtype, count=count, offset=entry.begin)
         except OSError as error:
             raise CheckpointFormatError(f"{self.path} cannot be read: {error.strerror or error}.") from None
@@ -104,7 +104,7 @@ def open_safetensors(path: Path) -> SafetensorsFile:
                     f"{path} is not a complete safetensors file: {size} bytes, of which the header claims {length}. Copy it again."
                 )
             header = handle.read(length)
-            stamp = _stamp(handle)
+            stamp = stamp_of(handle)
     except OSError as error:
         raise CheckpointFormatError(f"{path} cannot be read: {error.strerror or error}.") from None
     table = _parse(header, path)
@@ -114,7 +114,8 @@ def open_safetensors(path: Path) -> SafetensorsFile:
     return SafetensorsFile(path, entries, stamp)
 
 
-def _stamp(handle: IO[bytes]) -> tuple[int, int]:
+def stamp_of(handle: IO[bytes]) -> tuple[int, int]:
+    """An open file's size in bytes and time of change in ns."""
     status = os.fstat(handle.fileno())
     return status.st_size, status.st_mtime_ns
 

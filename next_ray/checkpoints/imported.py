@@ -34,7 +34,7 @@ class Base:
     """The model that training started from, checkpoint 0.
 
     `name` is what the checkpoints call it (or the given path), `path` its folder where it is known to be here, `fingerprint` its
-    `models.folder.fingerprint`, where it was computed or a store recorded it.
+    `models.folder.fingerprint`, where a store recorded it or somebody asked for it (`hashes.with_hashes`).
     """
 
     name: str

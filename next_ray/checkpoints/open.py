@@ -13,6 +13,7 @@ from next_ray.checkpoints.discover import Found, discover, gaps
 from next_ray.checkpoints.imported import Imported, NothingSaved, Source
 from next_ray.checkpoints.models import SavedVectors, StoredMatrix, open_model_folder, same_tensors
 from next_ray.checkpoints.store_run import is_run, open_run
+from next_ray.delta.dense import DenseHistory
 from next_ray.delta.history import FactorHistory
 from next_ray.delta.trajectory import WeightTrajectory
 from next_ray.errors import CheckpointFormatError
@@ -107,8 +108,6 @@ def _adapter_import(
 
 
 def _from_models(found: list[Found], base: str | None, notes: list[str]) -> Imported:
-    from next_ray.delta.dense import DenseHistory
-
     if base is None:
         raise CheckpointFormatError(f"{found[0].folder} is a full model: give the folder of the base that training started from.")
     checked = find_base(base, {})

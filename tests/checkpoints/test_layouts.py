@@ -132,6 +132,39 @@ def test_paths_without_steps_keep_their_order_and_a_folder_of_them_is_refused(tm
         open_trajectory([str(tmp_path / "run" / "early"), str(tmp_path / "run" / "checkpoint-3")])
 
 
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("checkpoint-40", 40),
+        ("qwen-grpo-step-40", 40),
+        ("global_step_40", 40),
+        ("ckpt_00040", 40),
+        ("iter40", 40),
+        ("epoch-2", 2),
+        ("0040", 40),
+    ],
+)
+def test_steps_in_names(name: str, step: int, tmp_path: Path) -> None:
+    (folder,) = save_steps(adapted(qwen(), "/nowhere/base"), tmp_path / "7", [1], name)
+    assert open_trajectory([str(folder)]).trajectory.steps == (step,)
+    assert open_trajectory([str(tmp_path / "7")]).trajectory.steps == (step,)
+
+
+@pytest.mark.parametrize("name", ["Qwen2.5-7B", "final", "v2.1", "best_model"])
+def test_numbers_that_are_no_steps(name: str, tmp_path: Path) -> None:
+    (folder,) = save_steps(adapted(qwen(), "/nowhere/base"), tmp_path / "7", [1], name)
+    imported = open_trajectory([str(folder)])
+    assert imported.trajectory.steps == (1,) and any("given order" in note for note in imported.notes)
+
+
+def test_weights_beside_checkpoints_are_mentioned(tmp_path: Path) -> None:
+    model = adapted(qwen(), "/nowhere/base")
+    save_steps(model, tmp_path, [10, 20])
+    save_steps(model, tmp_path, [20], "final")
+    imported = open_trajectory([str(tmp_path)])
+    assert imported.trajectory.steps == (10, 20) and any("final" in note and "left aside" in note for note in imported.notes)
+
+
 def test_two_checkpoints_of_one_step_are_refused(tmp_path: Path) -> None:
     (folder,) = save_steps(adapted(qwen(), "/nowhere/base"), tmp_path / "a", [10])
     copied(folder, tmp_path / "b" / "checkpoint-10")

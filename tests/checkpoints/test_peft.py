@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import hashlib
+import os
+import subprocess
+import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +14,12 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from next_ray.checkpoints.hashes import file_sha256, with_hashes
+from next_ray.checkpoints.hashes import with_hashes
 from next_ray.checkpoints.imported import Imported
 from next_ray.checkpoints.open import open_trajectory
 from next_ray.delta.history import FactorHistory
 from next_ray.errors import CheckpointFormatError
+from next_ray.models.folder import fingerprint, weight_files
 from tests.checkpoints.samples import adapted, edit_json, llama, peft_delta, qwen, save_base, save_steps, shake
 
 
@@ -173,9 +179,41 @@ def test_files_are_read_only_when_factors_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_hashes_are_those_of_the_files(tmp_path: Path) -> None:
-    (folder,) = save_steps(adapted(qwen(), "base"), tmp_path, [1])
-    (source,) = with_hashes(open_trajectory([str(folder)])).sources
-    assert source.sha256 == {"adapter_model.safetensors": file_sha256(folder / "adapter_model.safetensors")}
+    base = save_base(qwen(), tmp_path / "base")
+    (folder,) = save_steps(adapted(qwen(), base), tmp_path, [1])
+    imported = with_hashes(open_trajectory([str(folder)]))
+    digest = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+    assert imported.sources[0].sha256 == {"adapter_model.safetensors": digest}
+    assert imported.base.fingerprint == fingerprint(base, weight_files(base), tmp_path / "notes")
+
+
+def test_another_process_opens_the_same_paths(tmp_path: Path) -> None:
+    save_steps(adapted(qwen(), "base"), tmp_path, [10, 20])
+    module = "model.layers.0.mlp.down_proj"
+    script = (
+        "import sys; from next_ray.checkpoints.open import open_trajectory; "
+        f"factors = open_trajectory([sys.argv[1]]).trajectory.modules[{module!r}].factors[1]; "
+        "sys.stdout.buffer.write(factors.b.tobytes())"
+    )
+    found = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, check=True, cwd=Path(__file__).parents[2])
+    history = open_trajectory([str(tmp_path)]).trajectory.modules[module]
+    assert isinstance(history, FactorHistory) and found.stdout == history.factors[1].b.tobytes()
+
+
+def test_no_file_stays_open_and_no_tensor_stays_in_memory(tmp_path: Path) -> None:
+    save_steps(adapted(qwen(hidden_size=256, intermediate_size=2048), "base", r=64), tmp_path, range(1, 9))
+    largest = 4 * 64 * (2048 + 256)
+    before = len(os.listdir("/proc/self/fd"))
+    imported = open_trajectory([str(tmp_path)])
+    tracemalloc.start()
+    for history in imported.trajectory.modules.values():
+        assert isinstance(history, FactorHistory)
+        for factors in history.factors:
+            assert factors.rank == 64
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert peak < 2.5 * largest  # the module at hand and the one before it
 
 
 def test_accuracies_belong_to_steps(tmp_path: Path) -> None:

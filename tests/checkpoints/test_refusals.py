@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +180,20 @@ def test_a_harmless_pickle_of_something_else_is_refused(content: Any, plain: Pat
     (folder / "adapter_model.safetensors").unlink()
     torch.save(content, folder / "adapter_model.bin")
     assert "adapter_model.bin" in refusal(folder)
+
+
+def test_a_pickle_cannot_claim_more_than_its_file_holds(plain: Path, tmp_path: Path) -> None:
+    folder = copied(plain, tmp_path / "run" / "checkpoint-1")
+    (folder / "adapter_model.safetensors").unlink()
+    path = folder / "adapter_model.bin"
+    torch.save({"model.q_proj.lora_A.weight": torch.zeros(1).expand(2**20, 2**20)}, path)
+    assert "no larger than their file" in refusal(folder)
+    torch.save({"model.q_proj.lora_A.weight": torch.zeros(2**20)}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    assert "compressed archive" in refusal(folder)
+    path.write_bytes(path.read_bytes()[:-30])
+    assert str(path) in refusal(folder)

@@ -12,6 +12,7 @@ from next_ray.progress import Progress
 from next_ray.store.checkpoints import CheckpointStore
 from next_ray.types import CheckpointKind, LearnerState, LoraFactors
 from tests.checkpoints.samples import adapted, qwen, save_base, save_steps
+from tests.s3_server import s3_server
 
 MODULE = "model.layers.0.mlp.up_proj"
 
@@ -84,6 +85,22 @@ def test_a_changed_object_is_refused(store: CheckpointStore) -> None:
     path.write_bytes(data)
     with pytest.raises(CheckpointFormatError, match="sha256"):
         open_trajectory([store.url])
+
+
+@pytest.mark.s3
+def test_a_run_in_a_bucket_is_copied_once_and_read_alike(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3_server() as server:
+        for name, value in server.credentials.items():
+            monkeypatch.setenv(name, value)
+        url = f"{server.url}/prefix"
+        with CheckpointStore(url, "run", server.endpoint_url) as store:
+            for step in (5, 10):
+                commit(store, step)
+        for _ in range(2):
+            imported = open_trajectory([f"{url}/run"], endpoint_url=server.endpoint_url)
+            factors = imported.trajectory.modules[MODULE].factors[1]  # type: ignore[attr-defined]
+            np.testing.assert_array_equal(factors.b, adapter(10)[MODULE].b)
+        assert len(list(own_cache.rglob("*.safetensors"))) == 2
 
 
 def test_no_run_no_trajectory(store: CheckpointStore, tmp_path: Path) -> None:
