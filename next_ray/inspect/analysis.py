@@ -1,12 +1,9 @@
-"""All measures of a trajectory in one object, module by module and in groups."""
+"""All measures of a trajectory in one object, module by module (`summaries.py` brings them together)."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
 
 from next_ray.delta.history import FactorHistory, ModuleHistory
 from next_ray.delta.trajectory import WeightTrajectory
@@ -15,7 +12,7 @@ from next_ray.extrapolate.plan import Extrapolator
 from next_ray.inspect.backtest import Backtest, Progress, backtest
 from next_ray.inspect.directions import Directions, directions
 from next_ray.inspect.energy import Energy, energies, random_dense, random_factors
-from next_ray.inspect.groups import by_group, module_group, module_layer
+from next_ray.inspect.groups import module_group, module_layer
 from next_ray.inspect.linearity import (
     Linearity,
     num_train,
@@ -30,9 +27,6 @@ from next_ray.inspect.linearity import (
 from next_ray.inspect.movement import Movement, movement, together
 from next_ray.inspect.verdict import Verdict, verdict
 from next_ray.types import ModuleTriplets
-
-ALL = "all"
-"""The group that holds every module."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +69,6 @@ class Inspection:
     backtest: Backtest
     verdict: Verdict
     notes: tuple[str, ...] = ()
-
-    def groups(self) -> dict[str, list[ModuleInspection]]:
-        """Modules by kind of matrix, and all of them."""
-        by_name = {module.name: module for module in self.modules}
-        return {group: [by_name[n] for n in names] for group, names in by_group(by_name).items()} | {ALL: list(self.modules)}
 
 
 def default_horizon(num_checkpoints: int) -> int:
@@ -148,22 +137,6 @@ def with_triplets(trajectory: WeightTrajectory, horizon: int, progress: Progress
         progress("singular triplets", done, len(trajectory.modules))
         triplets[name] = history.triplets(horizon)
     return replace(trajectory, computed={**(trajectory.computed or {}), horizon: triplets})
-
-
-def combined(parts: Iterable[tuple[Linearity | None, int]]) -> Linearity | None:
-    """Several modules' R^2 together, each with its number of matrix entries: shares are weighted, `median` is the modules' median."""
-    known = [(part, size * part.entries / (part.entries + part.constant)) for part, size in parts if part is not None]
-    total = sum(weight for _, weight in known)
-    if not known or total == 0:
-        return None
-    shares = np.sum([np.array(part.shares) * weight for part, weight in known], axis=0) / total
-    return Linearity(
-        shares=(float(shares[0]), float(shares[1]), float(shares[2]), float(shares[3])),
-        median=statistics.median(part.median for part, _ in known),
-        strong=sum(part.strong * weight for part, weight in known) / total,
-        entries=sum(part.entries for part, _ in known),
-        constant=sum(part.constant for part, _ in known),
-    )
 
 
 def _inspect_module(

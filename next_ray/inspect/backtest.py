@@ -76,6 +76,10 @@ class MethodBacktest:
         """Median over the origins of the pooled error."""
         return statistics.median(score.pooled for score in self.at(alpha))
 
+    def mean_error(self, alpha: float) -> float:
+        """Median over the origins of the mean error of the modules that moved."""
+        return statistics.median(score.mean for score in self.at(alpha))
+
     @property
     def alphas(self) -> list[float]:
         """All that were tried."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
+
+USUAL = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 def module_group(name: str) -> str:
@@ -17,8 +18,8 @@ def module_layer(name: str) -> int | None:
 
 
 def by_group(names: Iterable[str]) -> dict[str, list[str]]:
-    """Group to module names, groups in order of appearance."""
-    groups: dict[str, list[str]] = defaultdict(list)
+    """Group to module names: groups in the order in which a layer computes them, unknown ones behind in order of appearance."""
+    groups: dict[str, list[str]] = {group: [] for group in USUAL}
     for name in names:
-        groups[module_group(name)].append(name)
-    return dict(groups)
+        groups.setdefault(module_group(name), []).append(name)
+    return {group: members for group, members in groups.items() if members}

@@ -6,7 +6,8 @@ In this order (the first that holds decides):
 2. *too short*: no checkpoint can be hidden, K < k + max(k, 2).
 3. *converged*: over the last k checkpoints the weights got ahead by less than 5 % of the mean step, a checkpoint.
 4. *unpredictable*: no method has a median back-test error below 0.9 and was nearer than no-op at every origin.
-5. *worth it*: of these the method of the least error; persistence when it is within 0.02 of that, because it is simpler.
+5. *worth it*: of these the method whose error is least against persistence's over the same origins; persistence itself where no
+   method beats it by more than 0.02, because it is simpler.
 
 A method's error is the smaller of the one at the alpha it claims (nothing was chosen) and the one with alpha tuned on origins whose
 future lay in the past (`MethodBacktest.tuned`). An alpha that is best in hindsight never decides.
@@ -109,9 +110,9 @@ def verdict(trajectory: WeightTrajectory, movement: Movement, results: Backtest)
     if not showings:
         return Verdict(Outcome.UNPREDICTABLE, "Not worth jumping: no method that foretells weights could be tried on these checkpoints.")
     good = [s for s in showings if s.error < WORTH and s.worst < STAYING]
-    best = min(good or showings, key=lambda s: s.error)
+    best = min(good or showings, key=lambda s: _margin(s, results))
     simple = next((s for s in good if s.method.name == SIMPLE), None)
-    if simple is not None and simple.error <= best.error + SIMPLER:
+    if simple is not None and _margin(best, results) >= -SIMPLER:
         best = simple
     persistence = _persistence_beside(best, results)
     beside = f", persistence {persistence:.2f}" if persistence is not None and best.method.name != SIMPLE else ""
@@ -145,6 +146,11 @@ def _showing(method: MethodBacktest, horizon: int) -> _Showing | None:
     if not found or method.best_alpha is None:
         return None
     return min((_Showing(method, method.best_alpha, scores) for scores in found), key=lambda s: s.error)
+
+
+def _margin(showing: _Showing, results: Backtest) -> float:
+    """Error less persistence's over the same origins, or the error itself where persistence was not tried."""
+    return showing.error - (_persistence_beside(showing, results) or 0.0)
 
 
 def _persistence_beside(best: _Showing, results: Backtest) -> float | None:

@@ -17,5 +17,6 @@ def test_names(name, group, layer):
     assert (module_group(name), module_layer(name)) == (group, layer)
 
 
-def test_groups_keep_the_order_of_appearance():
-    assert by_group(["a.1.v_proj", "a.1.q_proj", "a.2.v_proj"]) == {"v": ["a.1.v_proj", "a.2.v_proj"], "q": ["a.1.q_proj"]}
+def test_groups_come_in_the_order_of_a_layer_and_unknown_ones_behind():
+    found = by_group(["a.1.fc2", "a.1.v_proj", "a.1.fc1", "a.1.q_proj", "a.2.v_proj"])
+    assert list(found.items()) == [("q", ["a.1.q_proj"]), ("v", ["a.1.v_proj", "a.2.v_proj"]), ("fc2", ["a.1.fc2"]), ("fc1", ["a.1.fc1"])]
