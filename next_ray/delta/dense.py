@@ -56,14 +56,14 @@ class DenseHistory:
         return self.source.shape
 
     def combine(self, weights: np.ndarray) -> np.ndarray:
-        """sum_t w_t W_t - (sum_t w_t) W_0, float64 [O, I], one checkpoint in memory at a time."""
+        """sum_t w_t (W_t - W_0), float64 [O, I], base and one checkpoint in memory; exactly 0 where nothing moved."""
         if len(weights) != self.num_checkpoints:
             raise ValueError(f"{self.num_checkpoints} checkpoints need as many weights, got {len(weights)}")
         result = np.zeros(self.shape)
         used = [(index, float(weight)) for index, weight in enumerate(weights, start=1) if weight != 0.0]
-        base = -sum(weight for _, weight in used)
-        for index, weight in [*used, *([(0, base)] if base != 0.0 else [])]:
-            _add(result, weight, self.source.load(index))
+        base = self.source.load(0) if used else result
+        for index, weight in used:
+            _add(result, weight, self.source.load(index), base)
         return result
 
     def gram(self) -> np.ndarray:
@@ -157,10 +157,10 @@ def _chunks(matrix: np.ndarray) -> list[np.ndarray]:
     return [matrix[start : start + rows] for start in range(0, len(matrix), rows)]
 
 
-def _add(total: np.ndarray, weight: float, matrix: np.ndarray) -> None:
-    """total += weight * matrix, in float64."""
-    for target, source in zip(_chunks(total), _chunks(matrix), strict=True):
-        target += np.multiply(source, weight, dtype=np.float64)
+def _add(total: np.ndarray, weight: float, matrix: np.ndarray, base: np.ndarray) -> None:
+    """total += weight * (matrix - base), in float64."""
+    for target, source, zero in zip(_chunks(total), _chunks(matrix), _chunks(base), strict=True):
+        target += weight * np.subtract(source, zero, dtype=np.float64)
 
 
 def _inner(left: np.ndarray, right: np.ndarray) -> float:

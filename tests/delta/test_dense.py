@@ -136,7 +136,7 @@ def test_weighted_sums_inner_products_and_rows_are_the_dense_ones(trajectory: De
 
 def test_checkpoints_of_weight_zero_are_not_read(trajectory: DenseHistory) -> None:
     trajectory.combine(np.array([1.0, 0.0, 0.0, -1.0, 0.0, 0.0]))
-    assert trajectory.source.loads == [1, 4]  # pyright: ignore[reportAttributeAccessIssue]
+    assert trajectory.source.loads == [0, 1, 4]  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(ValueError, match="as many weights"):
         trajectory.combine(np.ones(2))
 

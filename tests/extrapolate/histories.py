@@ -7,59 +7,25 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from next_ray.delta.gauge import align
+from next_ray.delta.dense import DenseHistory
 from next_ray.delta.history import Delta, FactorHistory, ModuleHistory
 from next_ray.delta.trajectory import WeightTrajectory
-from next_ray.types import LoraFactors, ModuleTriplets, Triplet
+from next_ray.types import LoraFactors
 from tests.delta.trajectories import dense
 
 
 @dataclass(frozen=True)
-class PlainHistory:
-    """Full matrices and nothing clever: float64 numpy, a whole SVD for every triplet."""
+class InMemory:
+    """One module's weights, base first, float32."""
 
-    deltas: Sequence[np.ndarray]
+    weights: Sequence[np.ndarray]
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.deltas[0].shape
+        return self.weights[0].shape
 
-    @property
-    def num_checkpoints(self) -> int:
-        return len(self.deltas)
-
-    def combine(self, weights: np.ndarray) -> np.ndarray:
-        return np.einsum("t,toi->oi", weights, np.stack(self.deltas))
-
-    def gram(self) -> np.ndarray:
-        flat = np.stack([d.ravel() for d in self.deltas])
-        return flat @ flat.T
-
-    def top(self, later: int, earlier: int = 0) -> Triplet:
-        u, s, vt = np.linalg.svd(self._difference(later, earlier), full_matrices=False)
-        if s[0] == 0:
-            return Triplet(0.0, np.zeros(self.shape[0], np.float32), np.zeros(self.shape[1], np.float32))
-        return Triplet(float(s[0]), u[:, 0].astype(np.float32), vt[0].astype(np.float32))
-
-    def singular_values(self, later: int, earlier: int = 0) -> np.ndarray:
-        return np.linalg.svd(self._difference(later, earlier), compute_uv=False)
-
-    def row_norms(self, index: int) -> np.ndarray:
-        return np.linalg.norm(self.deltas[index - 1], axis=1)
-
-    def triplets(self, horizon: int) -> list[ModuleTriplets]:
-        result: list[ModuleTriplets] = []
-        for i in range(1, self.num_checkpoints + 1):
-            global_ = align(self.top(i), result[-1].global_ if result else None)
-            target = align(self.top(i, i - horizon), result[i - horizon - 1].global_) if i > horizon else None
-            result.append(ModuleTriplets(global_, align(self.top(i, i - 1), global_), target, 0.0, 0.0))
-        return result
-
-    def truncated(self, num_checkpoints: int) -> PlainHistory:
-        return PlainHistory(self.deltas[:num_checkpoints])
-
-    def _difference(self, later: int, earlier: int) -> np.ndarray:
-        return self.deltas[later - 1] - (self.deltas[earlier - 1] if earlier else 0.0)
+    def load(self, index: int) -> np.ndarray:
+        return self.weights[index].copy()
 
 
 def product(delta: Delta) -> np.ndarray:
@@ -68,11 +34,14 @@ def product(delta: Delta) -> np.ndarray:
 
 
 def in_full(trajectory: WeightTrajectory) -> WeightTrajectory:
-    """The same trajectory as full matrices."""
+    """The same trajectory as full float32 weights on a random base."""
+    rng = np.random.default_rng(11)
     modules: dict[str, ModuleHistory] = {}
     for name, module in trajectory.modules.items():
         assert isinstance(module, FactorHistory)
-        modules[name] = PlainHistory([dense(f) for f in module.factors])
+        deltas = [dense(f) for f in module.factors]
+        base = (0.01 * np.abs(deltas[-1]).max() * rng.normal(size=module.shape)).astype(np.float32)
+        modules[name] = DenseHistory(InMemory([base, *((base + d).astype(np.float32) for d in deltas)]), len(deltas))
     return replace(trajectory, modules=modules, computed=None)
 
 
