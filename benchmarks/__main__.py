@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import embedded, memory, smollm2
+from benchmarks import embedded, memory, smollm2, triplets
 
-BENCHMARKS = {"embedded": embedded.main, "memory": memory.main, "smollm2": smollm2.main}
+BENCHMARKS = {"embedded": embedded.main, "memory": memory.main, "smollm2": smollm2.main, "triplets": triplets.main}
 
 
 def main() -> int:

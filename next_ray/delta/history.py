@@ -76,8 +76,9 @@ class FactorHistory:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(O, I)."""
-        return self.factors[0].b.shape[0], self.factors[0].a.shape[1]
+        """(O, I); a lazy sequence that has a `shape` of its own is not read for it."""
+        known: tuple[int, int] | None = getattr(self.factors, "shape", None)
+        return known if known is not None else (self.factors[0].b.shape[0], self.factors[0].a.shape[1])
 
     @property
     def num_checkpoints(self) -> int:
