@@ -103,11 +103,3 @@ def write_peft_folder(adapter: Adapter, folder: Path, base_model: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WEIGHTS_FILE).write_bytes(to_safetensors(adapter))
     (folder / CONFIG_FILE).write_text(json.dumps(peft_config(adapter, base_model), indent=2, sort_keys=True))
-
-
-def read_peft_folder(folder: Path) -> dict[str, LoraFactors]:
-    """Read a PEFT LoRA folder of uniform rank and scale (plain or rank-stabilised)."""
-    config = json.loads((folder / CONFIG_FILE).read_text())
-    rank = config["r"]
-    scale = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
-    return from_safetensors((folder / WEIGHTS_FILE).read_bytes(), scale, origin=str(folder / WEIGHTS_FILE))

@@ -123,6 +123,12 @@ def open_peft_folder(folder: Path) -> PeftFolder:
     return PeftFolder(adapter, config, document)
 
 
+def read_peft_folder(folder: Path) -> dict[str, LoraFactors]:
+    """A whole adapter in memory; raises `CheckpointFormatError` for anything that is not plain LoRA."""
+    adapter = open_peft_folder(folder).adapter
+    return {module: adapter.factors(module) for module in adapter.pairs}
+
+
 def pair_up(file: TensorFile, scale_of: Callable[[str], float]) -> StoredAdapter:
     """Sort a file's tensors into pairs, each module with its scale, and tensors saved whole."""
     factors: dict[str, dict[str, str]] = {}

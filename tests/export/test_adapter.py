@@ -16,8 +16,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from next_ray.adapter import read_peft_folder
 from next_ray.checkpoints import export, tensor_writer
+from next_ray.checkpoints.adapters import read_peft_folder
 from next_ray.checkpoints.card import clean
 from next_ray.checkpoints.export import export_adapter, vllm_rank
 from next_ray.delta.trajectory import WeightTrajectory, from_adapters
