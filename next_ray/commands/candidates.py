@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from next_ray.checkpoints.open import open_trajectory
 from next_ray.commands.evaluators import load_evaluator
 from next_ray.commands.progress import Progress, say, shown
 from next_ray.commands.verify import verify_merged
+from next_ray.commands.workers import with_sharded_triplets
 from next_ray.config import ModelSection
 from next_ray.delta.history import FactorHistory
 from next_ray.errors import ConfigError
@@ -69,6 +70,11 @@ class Target:
     dtype: str = "float32"
     verify: bool = True
     overwrite: bool = False
+    nested: bool = False
+
+    def place(self, root: Path, names: Sequence[str], name: str) -> Path:
+        """The folder of a candidate: `root` itself where it is the only one, unless results are always `nested`."""
+        return root if len(names) == 1 and not self.nested else root / name
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ def plan(paths: Sequence[str], choice: Choice, target: Target) -> Table:
     for method, alphas, settings in opened.methods:
         table.add_row(method.name, f"alpha {', '.join(f'{alpha:g}' for alpha in alphas)}; settings {dict(settings)}")
     form = "merged models" if target.merge else f"adapters, {f'rank {target.rank}' if target.rank else 'exact'}, {target.dtype}"
-    table.add_row("would write", f"{form}: " + ", ".join(str(_place(target.folder, opened.names, name)) for name in opened.names))
+    table.add_row("would write", f"{form}: " + ", ".join(str(target.place(target.folder, opened.names, name)) for name in opened.names))
     return table
 
 
@@ -131,23 +137,22 @@ def extrapolate(paths: Sequence[str], choice: Choice, target: Target) -> Table:
     with shown() as progress, new_folder(target.folder, target.overwrite) as draft:
         progress("hashing the checkpoints", 0, None)
         imported = with_hashes(opened.imported)
-        trajectory = imported.trajectory
         if any(_uses_triplets(method) for method, _, _ in opened.methods):
-            trajectory = _triplets(paths, choice, target, imported, opened.horizon, progress)
+            imported = _with_triplets(paths, choice, imported, opened.horizon, progress)
         setting = Setting(opened.horizon, choice.seed, _evaluator(choice, target, opened))
         for method, alphas, settings in opened.methods:
             progress(f"fitting {method.name}", 0, None)
-            fitted = method.fit(trajectory, setting)
+            fitted = method.fit(imported.trajectory, setting)
             if "abstains" in fitted.notes:
                 say(f"note: {method.name} would rather not be used: {fitted.notes['abstains']}")
             for alpha in alphas:
                 name = candidate_name(method.name, alpha)
                 progress(f"writing {name}", 0, None)
-                folder = _place(draft, opened.names, name)
+                folder = target.place(draft, opened.names, name)
                 folder.mkdir(exist_ok=True)
                 lineage = _lineage(imported, method, settings, alpha, setting, fitted.notes)
                 facts = _write(folder, fitted.at(alpha), imported, lineage, target, opened.base)
-                _row(table, name, facts, folder, _place(target.folder, opened.names, name))
+                _row(table, name, facts, folder, target.place(target.folder, opened.names, name))
     return table
 
 
@@ -161,6 +166,8 @@ def _open(paths: Sequence[str], choice: Choice, target: Target) -> Opened:
         raise ConfigError("These checkpoints are full models; what is extrapolated from them is a full model too. Add --merge.")
     trajectory = imported.trajectory
     horizon = choice.horizon if choice.horizon is not None else default_horizon(trajectory.num_checkpoints)
+    if choice.workers < 0:
+        raise ConfigError(f"--workers is a number of Ray workers and must be at least 0, got {choice.workers}.")
     if horizon < 1:
         raise ConfigError(f"--horizon must be at least 1 checkpoint, got {horizon}.")
     methods = []
@@ -205,9 +212,15 @@ def _uses_triplets(method: Extrapolator) -> bool:
     return method.name.startswith("next") or method.name in ("alpharl", "rank1", "relex")
 
 
-def _triplets(paths: Sequence[str], choice: Choice, target: Target, imported: Imported, horizon: int, progress: Progress) -> Any:
-    """The trajectory with its triplets known, computed here or by Ray workers that open the paths themselves."""
-    return with_triplets(imported.trajectory, horizon, progress)
+def _with_triplets(paths: Sequence[str], choice: Choice, imported: Imported, horizon: int, progress: Progress) -> Imported:
+    """The import with its triplets known, computed here or by Ray workers that open the paths themselves."""
+    if choice.workers:
+        progress(f"singular triplets on {choice.workers} workers", 0, None)
+        base = str(imported.base.path) if imported.base.path is not None else None
+        here = [path if "://" in path else str(Path(path).expanduser().absolute()) for path in paths]
+        trajectory = with_sharded_triplets(imported.trajectory, horizon, choice.workers, here, base, choice.segment, choice.endpoint_url)
+        return replace(imported, trajectory=trajectory)
+    return replace(imported, trajectory=with_triplets(imported.trajectory, horizon, progress))
 
 
 def _evaluator(choice: Choice, target: Target, opened: Opened) -> Evaluator | None:
@@ -268,10 +281,6 @@ def _lineage(
         evidence=notes,
         base_fingerprint=imported.base.fingerprint,
     )
-
-
-def _place(folder: Path, names: Sequence[str], name: str) -> Path:
-    return folder if len(names) == 1 else folder / name
 
 
 def _table(merge: bool) -> Table:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from next_ray.checkpoints.export import DTYPES
+from next_ray.commands.accuracies import read_accuracies
 from next_ray.commands.candidates import Choice, Method, Target, extrapolate, plan
 from next_ray.errors import ConfigError, NextRayError
 
@@ -92,7 +93,7 @@ def _choice(arguments: argparse.Namespace) -> Choice:
         alphas=tuple(dict.fromkeys(arguments.alpha)) if arguments.alpha else None,
         horizon=arguments.horizon,
         seed=arguments.seed,
-        accuracies=_accuracies(arguments.accuracies) if arguments.accuracies else None,
+        accuracies=read_accuracies(arguments.accuracies) if arguments.accuracies else None,
         evaluator=arguments.evaluator,
         workers=arguments.workers,
         segment=arguments.segment,
@@ -140,14 +141,6 @@ def _scalar(text: str) -> Any:
     except ValueError:
         return None if text == "none" else text
     return text if isinstance(value, dict | list) else value
-
-
-def _accuracies(path: Path) -> dict[int, float]:
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-        return {int(step): value for step, value in table.items()}
-    except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{path} is not a JSON table of accuracies by step, like {{'0': 0.31, '10': 0.35}} ({error}).") from error
 
 
 def _print(table: Any) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from next_ray.adapter import read_peft_folder, write_peft_folder
+from next_ray.adapter import write_peft_folder
+from next_ray.checkpoints.adapters import read_peft_folder
 from next_ray.commands.extrapolate import main
 from tests.delta.trajectories import dense
 from tests.export.samples import logits, lora_trajectory, save_base
@@ -108,7 +109,7 @@ def test_greedy_soup_asks_the_users_evaluator(run: Path, tmp_path: Path, monkeyp
         (["--method", "alpharl"], "accuracy per checkpoint"),
         (["--method", "soup-greedy", "--accuracies", "{accuracies}"], "needs an evaluator"),
         (["--method", "two-point", "--evaluator", "nowhere.at:all"], "importable"),
-        (["--method", "two-point", "--accuracies", "{missing}"], "JSON table"),
+        (["--method", "two-point", "--accuracies", "{missing}"], "cannot be read"),
         (["--method", "two-point", "--merge", "--rank", "3"], "merged model"),
         (["--method", "two-point", "--rank", "0"], "at least 1"),
         (["--method", "dare"], "--rank R"),

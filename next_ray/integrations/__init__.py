@@ -1,0 +1,1 @@
+"""next_ray inside other people's trainers."""
