@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import embedded, memory, smollm2, triplets
+from benchmarks import dense, embedded, memory, sharding, smollm2, triplets
 
-BENCHMARKS = {"embedded": embedded.main, "memory": memory.main, "smollm2": smollm2.main, "triplets": triplets.main}
+BENCHMARKS = {
+    "embedded": embedded.main,
+    "memory": memory.main,
+    "smollm2": smollm2.main,
+    "dense": dense.main,
+    "sharding": sharding.main,
+    "triplets": triplets.main,
+}
 
 
 def main() -> int:

@@ -49,6 +49,11 @@ class VectorModel:
         self._networks: dict[GroupKey, NextNetwork] = {}
         self._frames: dict[GroupKey, np.ndarray] = {}
 
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in all networks so far."""
+        return sum(p.numel() for network in self._networks.values() for p in network.parameters())
+
     def fit(self, trajectory: AlignedTrajectory, steps: int) -> float:
         """Fit all networks on every example of the trajectory, from where they are; returns the summed last losses."""
         loss = 0.0
@@ -115,6 +120,11 @@ class SigmaModel:
         self._spread = np.ones(3)
         self._low = np.zeros(3)
         self._high = np.zeros(3)
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in the network."""
+        return sum(p.numel() for p in self._network.parameters())
 
     def fit(self, trajectory: AlignedTrajectory, steps: int) -> float:
         """Fit on every example of the trajectory, from where the network is; returns the last loss."""

@@ -81,7 +81,7 @@ class TrajectoryPredictor:
 
     @property
     def stats(self) -> Mapping[str, float]:
-        """Numbers to log: targets, fit_seconds and fit losses of the last fit, num_modules predicted."""
+        """Numbers to log: targets, fit_seconds and fit losses of the last fit, parameters of all networks, num_modules predicted."""
         return dict(self._stats)
 
     @property
@@ -163,6 +163,7 @@ class TrajectoryPredictor:
             "fit_seconds": time.perf_counter() - began,
             "vector_loss": vector_loss,
             "sigma_loss": sigma_loss,
+            "parameters": float(self._vectors.num_parameters + self._sigma.num_parameters),
         }
 
     def _forecast(self) -> _Forecast:
