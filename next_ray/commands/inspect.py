@@ -15,9 +15,10 @@ from next_ray.checkpoints.imported import Imported
 from next_ray.checkpoints.open import open_trajectory
 from next_ray.commands.accuracies import read_accuracies
 from next_ray.commands.progress import shown
+from next_ray.commands.workers import with_sharded_triplets
 from next_ray.errors import ConfigError, NextRayError
 from next_ray.extrapolate.methods.registry import METHODS, make
-from next_ray.inspect.analysis import Inspection, default_horizon, inspect_trajectory
+from next_ray.inspect.analysis import Inspection, checked_horizon, inspect_trajectory
 from next_ray.inspect.console import make_console, show
 from next_ray.inspect.document import document
 
@@ -82,7 +83,12 @@ def _inspect(arguments: argparse.Namespace) -> tuple[Imported, Inspection]:
         if accuracies is not None:
             imported = imported.with_accuracies(accuracies)
         trajectory = imported.trajectory
-        horizon = default_horizon(trajectory.num_checkpoints) if arguments.horizon is None else arguments.horizon
+        horizon = checked_horizon(arguments.horizon, trajectory.num_checkpoints)
+        if arguments.workers:
+            progress("singular triplets on Ray workers", 0, None)
+            trajectory = with_sharded_triplets(
+                trajectory, horizon, arguments.workers, arguments.paths, arguments.base, arguments.segment, arguments.endpoint_url
+            )
         left_out = [f"{name} was not tried: {reason}." for name, reason in SLOW.items() if name not in names and arguments.methods is None]
         inspection = inspect_trajectory(trajectory, methods, horizon, arguments.full_spectrum, [*imported.notes, *left_out], progress)
     return imported, inspection

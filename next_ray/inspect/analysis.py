@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from next_ray.delta.history import FactorHistory, ModuleHistory
 from next_ray.delta.trajectory import WeightTrajectory
+from next_ray.delta.trajectory_triplets import trajectory_triplets
 from next_ray.errors import ExtrapolationError
 from next_ray.extrapolate.plan import Extrapolator
 from next_ray.inspect.backtest import Backtest, Progress, backtest
@@ -27,6 +28,9 @@ from next_ray.inspect.linearity import (
 from next_ray.inspect.movement import Movement, movement, together
 from next_ray.inspect.verdict import Verdict, verdict
 from next_ray.types import ModuleTriplets
+
+TOGETHER = 16
+"""Modules whose triplets are computed between two signs of progress."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,13 @@ def default_horizon(num_checkpoints: int) -> int:
     return max(1, num_checkpoints // 3)
 
 
+def checked_horizon(horizon: int | None, num_checkpoints: int) -> int:
+    """The default for None; raises `ExtrapolationError` for a horizon below 1."""
+    if horizon is not None and horizon < 1:
+        raise ExtrapolationError(f"The horizon is the number of checkpoints to look ahead and must be at least 1, got {horizon}.")
+    return default_horizon(num_checkpoints) if horizon is None else horizon
+
+
 def inspect_trajectory(
     trajectory: WeightTrajectory,
     methods: Sequence[Extrapolator],
@@ -97,9 +108,7 @@ def inspect_trajectory(
     Raises:
         ExtrapolationError: a horizon that is not positive, or no modules.
     """
-    horizon = default_horizon(trajectory.num_checkpoints) if horizon is None else horizon
-    if horizon < 1:
-        raise ExtrapolationError(f"The horizon is the number of checkpoints to look ahead and must be at least 1, got {horizon}.")
+    horizon = checked_horizon(horizon, trajectory.num_checkpoints)
     if not trajectory.modules:
         raise ExtrapolationError("The checkpoints hold no weight matrix, so there is nothing to inspect.")
     trajectory = with_triplets(trajectory, horizon, progress)
@@ -133,9 +142,10 @@ def with_triplets(trajectory: WeightTrajectory, horizon: int, progress: Progress
     if trajectory.computed is not None and horizon in trajectory.computed:
         return trajectory
     triplets: dict[str, Sequence[ModuleTriplets]] = {}
-    for done, (name, history) in enumerate(trajectory.modules.items()):
-        progress("singular triplets", done, len(trajectory.modules))
-        triplets[name] = history.triplets(horizon)
+    names = list(trajectory.modules)
+    for start in range(0, len(names), TOGETHER):
+        progress("singular triplets", start, len(names))
+        triplets |= trajectory_triplets(trajectory.modules, horizon, names[start : start + TOGETHER])
     return replace(trajectory, computed={**(trajectory.computed or {}), horizon: triplets})
 
 
@@ -148,7 +158,7 @@ def _inspect_module(
     full_spectrum: bool,
 ) -> ModuleInspection:
     moved = movement(history)
-    energy = energies(history, moved.square_norms, full_spectrum)
+    energy = energies(history, [t.frobenius_energy for t in triplets], full_spectrum)
     adapter = isinstance(history, FactorHistory)
     random = {rank: random_factors(history.shape, rank) if adapter else random_dense(history.shape) for rank in {e.rank for e in energy}}
     entries = sample_entries(name, history.shape)

@@ -26,8 +26,8 @@ MAX_ORIGINS = 6
 REACHES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 """Shares of the forecasting alpha that are tried to see how far is best."""
 
-STILL = 1e-12
-"""A module moved only if |W_c - W_o|^2 is above this share of |W_c - W_0|^2; below, the difference is rounding."""
+STILL = 1e-10
+"""A module moved only if |W_c - W_o|^2 is above this share of |W_c - W_0|^2; below, the difference may be rounding."""
 
 Progress = Callable[[str, int, int], None]
 """What is being done, how much of it is done, and how much there is."""

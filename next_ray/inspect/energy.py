@@ -8,6 +8,7 @@ Shape legend: O/I out/in features, R rank, Q number of singular values.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,22 +63,18 @@ def energy(singular_values: np.ndarray) -> Energy:
     )
 
 
-def energies(history: ModuleHistory, square_norms: np.ndarray, full_spectrum: bool = False) -> list[Energy]:
+def energies(history: ModuleHistory, frobenius: Sequence[float], full_spectrum: bool = False) -> list[Energy]:
     """Of G_t = W_t - W_0 for t = 1..K.
 
     Args:
         history: the module.
-        square_norms: |G_t|_F^2, float64 [K]; with sigma_1 enough for `frobenius` of large dense modules.
+        frobenius: sigma_1^2 / |G_t|_F^2 of each, 0 for a zero delta: all that is known of large dense modules.
         full_spectrum: compute all singular values of dense modules of any size.
     """
     size = min(history.shape)
     if isinstance(history, FactorHistory) or full_spectrum or size <= SPECTRUM_LIMIT:
         return [energy(history.singular_values(t)[:size]) for t in range(1, history.num_checkpoints + 1)]
-    found: list[Energy] = []
-    for t, square in enumerate(square_norms, start=1):
-        share = float(history.top(t).sigma ** 2 / square) if square > 0 else 0.0
-        found.append(Energy(None, share or None, None, 1.0 / share if share else None, size))
-    return found
+    return [Energy(None, share or None, None, 1.0 / share if share else None, size) for share in frobenius]
 
 
 def random_factors(shape: tuple[int, int], rank: int, seed: int = 0) -> Energy:

@@ -17,7 +17,7 @@ How far: the alpha of the least error, from the same back test. In training step
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from next_ray.delta.trajectory import WeightTrajectory
@@ -141,11 +141,14 @@ def verdict(trajectory: WeightTrajectory, movement: Movement, results: Backtest)
 
 def _showing(method: MethodBacktest, horizon: int) -> _Showing | None:
     """The better of the claimed and the tuned alpha; None for a method with neither."""
-    found = [method.at(method.forecast)] if method.forecast is not None and method.scores else []
-    found += [tuned] if (tuned := method.tuned(horizon)) else []
-    if not found or method.best_alpha is None:
+    claimed = [_Showing(method, method.forecast, method.at(method.forecast))] if method.forecast is not None and method.scores else []
+    tuned = [_Showing(method, method.best_alpha, scores)] if (scores := method.tuned(horizon)) and method.best_alpha is not None else []
+    if not claimed and not tuned:
         return None
-    return min((_Showing(method, method.best_alpha, scores) for scores in found), key=lambda s: s.error)
+    best = min([*claimed, *tuned], key=lambda showing: showing.error)
+    # when neither is any good, what the method claims says more than a tuned alpha that shrinks to nothing
+    best = claimed[0] if claimed and best.error >= WORTH else best
+    return replace(best, alpha=method.best_alpha if method.best_alpha is not None else best.alpha)
 
 
 def _margin(showing: _Showing, results: Backtest) -> float:

@@ -152,3 +152,12 @@ def test_ctrl_c_stops_the_command_with_130(tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted" in err and "Traceback" not in err
+
+
+@pytest.mark.ray
+def test_triplets_from_ray_workers_give_the_same_numbers(tmp_path):
+    saved(random_walk(count=6), tmp_path / "run")
+    here, there = tmp_path / "here.json", tmp_path / "there.json"
+    assert main([str(tmp_path / "run"), *FAST, "--json", str(here)]) == 0
+    assert main([str(tmp_path / "run"), *FAST, "--json", str(there), "--workers", "2"]) == 0
+    assert json.loads(here.read_text()) == json.loads(there.read_text())

@@ -6,7 +6,7 @@ from next_ray.inspect import energy as module
 from next_ray.inspect.energy import energies, energy, random_dense, random_factors
 from tests.delta.trajectories import dense
 from tests.delta.trajectories import random_factors as lora
-from tests.inspect.trajectories import Matrices
+from tests.inspect.trajectories import dense_history
 
 
 def test_the_four_measures_of_a_known_spectrum():
@@ -34,7 +34,7 @@ def test_of_factors_equals_dense_svd_also_when_the_rank_is_larger_than_the_matri
     rng = np.random.default_rng(0)
     for shape, rank in [((20, 11), 4), ((5, 7), 6)]:
         factors = lora(rng, *shape, rank)
-        (found,) = energies(FactorHistory([factors]), np.array([np.sum(dense(factors) ** 2)]))
+        (found,) = energies(FactorHistory([factors]), [0.0])
         values = np.linalg.svd(dense(factors), compute_uv=False)[:rank]
         shares = values / values.sum()
         assert found.rank == min(rank, *shape)
@@ -45,12 +45,12 @@ def test_of_factors_equals_dense_svd_also_when_the_rank_is_larger_than_the_matri
 
 def test_large_dense_modules_give_the_frobenius_share_alone_unless_all_is_asked_for(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "SPECTRUM_LIMIT", 4)
-    history = Matrices(np.random.default_rng(1).normal(size=(2, 9, 8)))
-    norms = np.sum(history.deltas**2, axis=(1, 2))
-    values = np.linalg.svd(history.deltas[1], compute_uv=False)
-    found, full = energies(history, norms)[1], energies(history, norms, full_spectrum=True)[1]
+    deltas = np.random.default_rng(1).normal(size=(2, 9, 8))
+    history, values = dense_history(deltas), np.linalg.svd(deltas[1], compute_uv=False)
+    shares = [triplets.frobenius_energy for triplets in history.triplets(1)]
+    found, full = energies(history, shares)[1], energies(history, shares, full_spectrum=True)[1]
     assert (found.nuclear, found.effective_rank, found.rank) == (None, None, 8)
-    assert found.frobenius == pytest.approx(values[0] ** 2 / norms[1])
+    assert found.frobenius == pytest.approx(values[0] ** 2 / np.sum(deltas[1] ** 2))
     assert full.nuclear == pytest.approx(values[0] / values.sum())
 
 

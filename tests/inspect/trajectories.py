@@ -1,4 +1,4 @@
-"""Trajectories whose future is known by construction, and a dense double of a module's history."""
+"""Trajectories whose future is known by construction, as adapters and as full weights."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from next_ray.delta.gauge import align
+from next_ray.delta.dense import DenseHistory
 from next_ray.delta.trajectory import WeightTrajectory, from_adapters
-from next_ray.types import LoraFactors, ModuleTriplets, Triplet
+from next_ray.types import LoraFactors
 
 SHAPES = {
     "model.layers.0.self_attn.q_proj": (12, 9),
@@ -64,53 +64,24 @@ def matrices(weights: WeightTrajectory, name: str) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Matrices:
-    """A `ModuleHistory` that holds dense matrices in memory and knows nothing cleverer than numpy's SVD."""
+class Stored:
+    """Full weights in memory, float32 [K + 1, O, I], the base first."""
 
-    deltas: np.ndarray
+    weights: np.ndarray
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.deltas.shape[1], self.deltas.shape[2]
+        return self.weights.shape[1], self.weights.shape[2]
 
-    @property
-    def num_checkpoints(self) -> int:
-        return len(self.deltas)
+    def load(self, index: int) -> np.ndarray:
+        return self.weights[index].copy()
 
-    def combine(self, weights: np.ndarray) -> np.ndarray:
-        return np.tensordot(weights, self.deltas, 1)
 
-    def gram(self) -> np.ndarray:
-        flat = self.deltas.reshape(len(self.deltas), -1)
-        return flat @ flat.T
-
-    def _difference(self, later: int, earlier: int) -> np.ndarray:
-        return self.deltas[later - 1] - (self.deltas[earlier - 1] if earlier else 0.0)
-
-    def top(self, later: int, earlier: int = 0) -> Triplet:
-        u, s, vt = np.linalg.svd(self._difference(later, earlier), full_matrices=False)
-        return Triplet(float(s[0]), u[:, 0].astype(np.float32), vt[0].astype(np.float32))
-
-    def singular_values(self, later: int, earlier: int = 0) -> np.ndarray:
-        return np.linalg.svd(self._difference(later, earlier), compute_uv=False)
-
-    def row_norms(self, index: int) -> np.ndarray:
-        return np.linalg.norm(self.deltas[index - 1], axis=1)
-
-    def triplets(self, horizon: int) -> list[ModuleTriplets]:
-        found: list[ModuleTriplets] = []
-        for t in range(1, self.num_checkpoints + 1):
-            own = align(self.top(t), found[-1].global_ if found else None)
-            local = align(self.top(t, t - 1), own)
-            target = align(self.top(t, t - horizon), found[t - horizon - 1].global_) if t > horizon else None
-            values = self.singular_values(t)
-            found.append(ModuleTriplets(own, local, target, float(values[0] / values.sum()), float(values[0] ** 2 / np.sum(values**2))))
-        return found
-
-    def truncated(self, num_checkpoints: int) -> Matrices:
-        return Matrices(self.deltas[:num_checkpoints])
+def dense_history(deltas: np.ndarray) -> DenseHistory:
+    """Full matrices with these deltas [K, O, I] (rounded to float32) from a base of zeros."""
+    return DenseHistory(Stored(np.pad(deltas, ((1, 0), (0, 0), (0, 0))).astype(np.float32)), len(deltas))
 
 
 def as_dense(weights: WeightTrajectory) -> WeightTrajectory:
     """The same trajectory as full-parameter training would have left it."""
-    return replace(weights, modules={name: Matrices(matrices(weights, name)) for name in weights.modules})
+    return replace(weights, modules={name: dense_history(matrices(weights, name)) for name in weights.modules})
