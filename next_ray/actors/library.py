@@ -159,9 +159,6 @@ def _results(refs: list[Any]) -> list[Any]:
             raise error.cause from None
         raise
     except RayActorError as error:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, NextRayError):
-            raise cause from None
         raise NextRayError(
             f"A triplet worker died: {str(error).strip().splitlines()[0]} Run the same command again, with fewer workers a machine "
             "if it was out of memory."
