@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import dense, embedded, memory, sharding, smollm2, triplets
+from benchmarks import alpha_sweep, dense, embedded, fitting, memory, sharding, smollm2, triplets
 
 BENCHMARKS = {
+    "alpha_sweep": alpha_sweep.main,
     "embedded": embedded.main,
+    "fitting": fitting.main,
     "memory": memory.main,
     "smollm2": smollm2.main,
     "dense": dense.main,

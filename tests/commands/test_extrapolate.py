@@ -176,3 +176,13 @@ def test_ctrl_c_leaves_nothing(run: Path, tmp_path: Path) -> None:
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130 and "nothing was written" in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.ray
+def test_workers_give_the_same_candidate(run: Path, tmp_path: Path) -> None:
+    words = ["--method", "rank1", "--alpha", "1", "--horizon", "2"]
+    for name, workers in (("alone", "0"), ("workers", "2")):
+        assert main([str(run), *words, "--workers", workers, "--output", str(tmp_path / name)]) == 0
+    alone, shared = (read_peft_folder(tmp_path / name) for name in ("alone", "workers"))
+    for name, factors in alone.items():
+        np.testing.assert_allclose(dense(shared[name]), dense(factors), atol=1e-5 * np.abs(dense(factors)).max())
