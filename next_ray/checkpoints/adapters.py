@@ -170,8 +170,9 @@ def _agree(adapter: StoredAdapter, config: LoraConfig, folder: Path) -> None:
                 f"{adapter.file.path}: module {module!r} has rank {adapter.rank(module)}, but {CONFIG_FILE} says "
                 f"{config.rank_of(module)}. Weights and configuration are from two adapters; put the right ones together."
             )
-    words = [name.split(".") for name in adapter.saved]
-    if missing := [word for word in config.saved if not any(word.split(".") == parts[-1 - len(word.split(".")) : -1] for parts in words)]:
+    # PEFT names both of a classifier's usual names, whichever the model has.
+    wanted = [word for word in config.saved if not (word in ("classifier", "score") and adapter.saved)]
+    if missing := [word for word in wanted if not any(f"{word}." in name for name in adapter.saved)]:
         raise CheckpointFormatError(
             f"{folder}: {CONFIG_FILE} says that {', '.join(missing[:3])} was trained whole (modules_to_save), but {adapter.file.path.name} "
             "does not hold it. Save the adapter again."

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from next_ray.checkpoints.adapters import StoredAdapter
+from next_ray.checkpoints.documents import read_json
 from next_ray.checkpoints.imported import Base
-from next_ray.checkpoints.models import HEAD, StoredModel, open_model_folder
+from next_ray.checkpoints.models import CONFIG_FILE, HEAD, StoredModel, open_model_folder
 from next_ray.errors import CheckpointFormatError
 from next_ray.models.folder import cache_root, fingerprint
 
@@ -62,8 +63,8 @@ def find_base(given: str | None, named: Mapping[str, str], known_fingerprint: st
             f"({stated or 'a model without name'}). Give the folder of that model."
         )
     notes: list[str] = []
-    theirs = _model_folder(stated) if stated else None
-    if theirs is not None and not _same_model(str(theirs), str(folder)):
+    theirs = _full_precision(stated)
+    if theirs is not None and not _same_model(theirs, folder):
         raise CheckpointFormatError(f"The base {folder} is another model than {theirs}, which the checkpoints name: their contents differ.")
     if stated and theirs is None and known_fingerprint is None and Path(stated).name != folder.name:
         notes.append(f"The checkpoints name their base {stated!r}; that {folder} is this model is your word, only sizes were compared.")
@@ -113,31 +114,40 @@ def _one_name(named: Mapping[str, str]) -> str:
             continue
         if first is None:
             first = (origin, name)
-        elif name != first[1] and not _same_model(name, first[1]):
+        elif name != first[1] and not ((a := _model_folder(name)) and (b := _model_folder(first[1])) and _same_model(a, b)):
             raise CheckpointFormatError(
                 f"The checkpoints name different base models: {first[1]!r} ({first[0]}), {name!r} ({origin}). Give those of one run."
             )
     return first[1] if first else ""
 
 
-def _same_model(one: str, other: str) -> bool:
-    folders = [_model_folder(one), _model_folder(other)]
-    if all(folders) and len({folder.resolve() for folder in folders if folder is not None}) == 1:
-        return True
-    return all(folders) and len({base_fingerprint(open_model_folder(folder)) for folder in folders if folder is not None}) == 1
+def _same_model(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve() or base_fingerprint(open_model_folder(one)) == base_fingerprint(open_model_folder(other))
+
+
+def _full_precision(name: str) -> Path | None:
+    """The folder that a checkpoint names, unless it is quantised: QLoRA trains on such a copy of the base that is given here."""
+    folder = _model_folder(name)
+    return folder if folder is not None and not read_json(folder / CONFIG_FILE).get("quantization_config") else None
 
 
 def _model_folder(name: str) -> Path | None:
     try:
         folder = Path(name).expanduser()
-        return folder if name and (folder / "config.json").is_file() else None
+        return folder if name and (folder / CONFIG_FILE).is_file() else None
     except (OSError, RuntimeError):  # a name that no path can have, or nobody's home
         return None
 
 
 def base_fingerprint(model: StoredModel) -> str:
     """`models.folder.fingerprint`: hashes the weights once, a note in the cache remembers."""
-    return fingerprint(model.folder, [file.path for file in model.files], cache_root(None))
+    try:
+        return fingerprint(model.folder, [file.path for file in model.files], cache_root(None))
+    except OSError as error:
+        raise CheckpointFormatError(
+            f"The base {model.folder} cannot be hashed: {error.strerror or error} ({error.filename}). Set NEXT_RAY_CACHE to a folder that "
+            "can be written to."
+        ) from None
 
 
 def _variant(old: str, new: str) -> Callable[[str], str]:

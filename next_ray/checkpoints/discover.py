@@ -109,7 +109,13 @@ def gaps(steps: Sequence[int]) -> list[str]:
 
 
 def _candidates(path: str, notes: list[str]) -> list[_Candidate]:
-    folder = Path(path).expanduser()
+    try:
+        return _scan(path, Path(path).expanduser(), notes)
+    except (OSError, RuntimeError, ValueError) as error:  # no permission, nobody's home, a name that no file can have
+        raise CheckpointFormatError(f"{path[:300]!r} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+
+
+def _scan(path: str, folder: Path, notes: list[str]) -> list[_Candidate]:
     if not folder.is_dir():
         what = "is a file; give its folder" if folder.is_file() else "does not exist"
         raise CheckpointFormatError(f"{path} {what}.")

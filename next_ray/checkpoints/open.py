@@ -20,14 +20,18 @@ from next_ray.errors import CheckpointFormatError
 
 
 def open_trajectory(
-    paths: Sequence[str], base: str | None = None, keep_saved: bool = True, segment: int | None = None, endpoint_url: str | None = None
+    paths: str | Sequence[str],
+    base: str | None = None,
+    keep_saved: bool = True,
+    segment: int | None = None,
+    endpoint_url: str | None = None,
 ) -> Imported:
     """Read the checkpoints of one training run, whichever trainer wrote them.
 
     The same arguments give the same import in another process: workers open the paths themselves.
 
     Args:
-        paths: checkpoint folders in any order, folders that hold them, or one run of our store (its URL or folder).
+        paths: one path or several: checkpoint folders in any order, folders that hold them, or one run of our store (its URL or folder).
         base: folder or name of the model that training started from; None: what the checkpoints name. Full models need a folder.
         keep_saved: keep tensors that an adapter holds whole (`modules_to_save`); False refuses such checkpoints.
         segment: for a run that jumped, the step at which the trajectory began; None: the newest.
@@ -37,6 +41,7 @@ def open_trajectory(
         CheckpointFormatError: the checkpoints cannot be read or do not belong together; the message names the file.
         StoreError: the store cannot be read.
     """
+    paths = [paths] if isinstance(paths, str) else [str(path) for path in paths]
     runs = [path for path in paths if is_run(path)]
     if runs:
         if len(paths) > 1:

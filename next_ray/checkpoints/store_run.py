@@ -6,6 +6,7 @@ those of a bucket are copied once, under their hash, into the cache that prepare
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ class StoredRun:
 
 def is_run(path: str) -> bool:
     """Whether a path names a run of our store: a URL, or a local run folder."""
-    return "://" in path or ((Path(path) / "manifests").is_dir() and (Path(path) / "objects").is_dir())
+    return "://" in path or all(os.path.isdir(os.path.join(path, part)) for part in ("manifests", "objects"))
 
 
 def open_run(path: str, segment: int | None, endpoint_url: str | None) -> StoredRun:
@@ -93,12 +94,22 @@ def _adapter(store: CheckpointStore, manifest: Manifest) -> StoredAdapter:
         raise CheckpointFormatError(f"{store.url}: checkpoint {manifest.id} names no adapter.")
     local = Path(store.storage.root) / store.run / entry.path
     if store.storage.scheme != "file":
-        place = publish(cache_root(None) / "objects" / entry.sha256, lambda draft: _fetch(store, manifest, draft))
-        local = place / "adapter.safetensors"
+        local = _copied(store, manifest, entry.sha256)
     if file_sha256(local) != entry.sha256:
         raise CheckpointFormatError(f"{local} (adapter of checkpoint {manifest.id}) does not match its sha256. Restore it from a copy.")
     return pair_up(open_safetensors(local), lambda _: manifest.scale)
 
 
-def _fetch(store: CheckpointStore, manifest: Manifest, draft: Path) -> None:
-    (draft / "adapter.safetensors").write_bytes(store.read_object(manifest, "adapter"))
+def _copied(store: CheckpointStore, manifest: Manifest, sha256: str) -> Path:
+    """A bucket's object in the cache."""
+
+    def fetch(draft: Path) -> None:
+        (draft / "adapter.safetensors").write_bytes(store.read_object(manifest, "adapter"))
+
+    try:
+        return publish(cache_root(None) / "objects" / sha256, fetch) / "adapter.safetensors"
+    except OSError as error:
+        raise CheckpointFormatError(
+            f"{store.url}: the adapter of checkpoint {manifest.id} cannot be copied to {cache_root(None)}: {error.strerror or error}. Set "
+            "NEXT_RAY_CACHE to a folder with room."
+        ) from None

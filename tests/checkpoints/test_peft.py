@@ -13,6 +13,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from next_ray.checkpoints.hashes import with_hashes
 from next_ray.checkpoints.imported import Imported
@@ -20,7 +21,7 @@ from next_ray.checkpoints.open import open_trajectory
 from next_ray.delta.history import FactorHistory
 from next_ray.errors import CheckpointFormatError
 from next_ray.models.folder import fingerprint, weight_files
-from tests.checkpoints.samples import adapted, edit_json, llama, peft_delta, qwen, save_base, save_steps, shake
+from tests.checkpoints.samples import SIZES, adapted, edit_json, llama, peft_delta, qwen, save_base, save_steps, shake
 
 
 def delta(imported: Imported, module: str, index: int) -> np.ndarray:
@@ -140,6 +141,15 @@ def test_modules_trained_whole_are_kept(tmp_path: Path) -> None:
     np.testing.assert_array_equal(imported.saved.load(2, "lm_head.weight"), head.weight.detach().numpy())
     with pytest.raises(CheckpointFormatError, match=r"lm_head\.weight.*not asked for"):
         open_trajectory([str(tmp_path / "run")], keep_saved=False)
+
+
+def test_a_classifiers_head_is_kept_under_the_name_it_has(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = adapted(LlamaForSequenceClassification(LlamaConfig(**SIZES, num_labels=1)), "/nowhere/base", task_type="SEQ_CLS")
+    save_steps(model, tmp_path, [1])
+    imported = open_trajectory([str(tmp_path)])
+    assert set(imported.adapter_config["modules_to_save"]) == {"classifier", "score"}  # type: ignore[arg-type]
+    assert imported.saved.names == ("score.weight",)
 
 
 def test_a_head_trained_apart_from_a_tied_embedding_is_refused(tmp_path: Path) -> None:

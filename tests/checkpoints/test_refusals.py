@@ -154,6 +154,32 @@ def test_a_base_that_does_not_match_is_refused(plain: Path, tmp_path: Path) -> N
     assert open_trajectory([str(folder)], base=str(save_base(qwen(1), tmp_path / "copy"))).base.path == tmp_path / "copy"
 
 
+def test_a_quantised_copy_of_the_base_does_not_stand_in_the_way(plain: Path, tmp_path: Path) -> None:
+    base, quantised = save_base(qwen(1), tmp_path / "base"), save_base(qwen(2), tmp_path / "base-4bit")
+    edit_json(quantised / "config.json", quantization_config={"load_in_4bit": True})
+    folder = copied(plain, tmp_path / "run" / "checkpoint-1")
+    edit_json(folder / "adapter_config.json", base_model_name_or_path=str(quantised))
+    assert "quantised" in refusal(folder)
+    imported = open_trajectory(str(folder), base=str(base))
+    assert imported.base.path == base and any("your word" in note for note in imported.notes)
+
+
+def test_copies_of_one_base_are_one_base(plain: Path, tmp_path: Path) -> None:
+    folders = []
+    for step, seed in ((1, 5), (2, 5), (3, 6)):
+        folders.append(copied(plain, tmp_path / "run" / f"checkpoint-{step}"))
+        base = save_base(qwen(seed), tmp_path / f"base-{step}")
+        edit_json(folders[-1] / "adapter_config.json", base_model_name_or_path=str(base))
+    assert open_trajectory([str(folder) for folder in folders[:2]]).trajectory.steps == (1, 2)
+    assert "different base models" in refusal(folders[0], folders[2])
+
+
+@pytest.mark.parametrize("path", ["a" * 5000, "\0", "~nobody-of-that-name/x", ""], ids=["long", "null", "home", "empty"])
+def test_paths_that_are_none(path: str) -> None:
+    with pytest.raises(CheckpointFormatError):
+        open_trajectory([path])
+
+
 class _Payload:
     def __init__(self, target: Path) -> None:
         self.target = target
