@@ -154,17 +154,29 @@ def backtest(
     judge = _Judge(trajectory, movements, horizon)
     starts = tuple(origin for origin in origins(trajectory.num_checkpoints, horizon) if judge.moved(origin))
     results: list[MethodBacktest] = []
-    for done, method in enumerate(methods):
-        progress(f"back test: {method.name}", done, len(methods))
-        results.append(_tried(method, judge, trajectory, starts, horizon))
-    progress("back test", len(methods), len(methods))
+    total = len(methods) * len(starts)
+    for number, method in enumerate(methods):
+
+        def begun(done: int, what: str = f"back test: {method.name}", before: int = number * len(starts)) -> None:
+            progress(what, before + done, total)
+
+        results.append(_tried(method, judge, trajectory, starts, horizon, begun))
+    progress("back test", total, total)
     return Backtest(horizon, starts, tuple(results))
 
 
-def _tried(method: Extrapolator, judge: _Judge, trajectory: WeightTrajectory, starts: Sequence[int], horizon: int) -> MethodBacktest:
+def _tried(
+    method: Extrapolator,
+    judge: _Judge,
+    trajectory: WeightTrajectory,
+    starts: Sequence[int],
+    horizon: int,
+    begun: Callable[[int], None],
+) -> MethodBacktest:
     reason = _obstacle(method, trajectory, starts, horizon)
     scores: list[Score] = []
-    for origin in starts if reason is None else ():
+    for number, origin in enumerate(starts if reason is None else ()):
+        begun(number)
         if origin < method.needs(horizon).checkpoints:
             continue
         try:

@@ -2,17 +2,19 @@
 
 Lengths of small differences between large deltas are never taken from the deltas' own inner products, where they would cancel.
 
-Shape legend: K checkpoints.
+Shape legend: K checkpoints, R largest rank.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
-from next_ray.delta.factors import difference, from_base
 from next_ray.delta.history import FactorHistory, ModuleHistory
+from next_ray.types import LoraFactors
 
 
 @dataclass(frozen=True)
@@ -66,19 +68,36 @@ def movement(history: ModuleHistory) -> Movement:
     """Of one module: from factors in difference form, else from the inner products of the deltas (whose rounding is 1e-15 of |D|^2)."""
     if not isinstance(history, FactorHistory):
         return Movement(_step_basis(history.gram()))
-    count = history.num_checkpoints
-    pairs = [from_base(history.factors[0])]
-    pairs += [difference(history.factors[t], history.factors[t - 1]) for t in range(1, count)]
-    gram = np.empty((count, count))
-    for i in range(count):
-        for j in range(i + 1):
-            gram[i, j] = gram[j, i] = np.sum((pairs[i].left.T @ pairs[j].left) * (pairs[i].right @ pairs[j].right.T))
-    return Movement(gram)
+    return Movement(_factor_steps(history.factors))
 
 
 def together(movements: list[Movement]) -> Movement:
     """All modules as one vector."""
     return Movement(np.sum([m.gram for m in movements], axis=0))
+
+
+def _factor_steps(factors: Sequence[LoraFactors]) -> np.ndarray:
+    """Inner products of S_t = dL_t A_t + L_{t-1} dA_t, with L = scale * B and L_0 = 0, from two Gram matrices of all differences.
+
+    <P M, Q N>_F = sum((P^T Q) * (M N^T)), and the blocks with L or A in place of a difference are running sums of blocks.
+    """
+    count, rank = len(factors), max(f.rank for f in factors)
+    left = _differences([f.b.astype(np.float64) * f.scale for f in factors], rank)
+    right = _differences([f.a.astype(np.float64).T for f in factors], rank)
+    dl_dl, da_da = left.reshape(count, rank, count, rank), right.reshape(count, rank, count, rank)
+    dl_l = np.cumsum(dl_dl, axis=2) - dl_dl
+    l_l = np.cumsum(dl_l, axis=0) - dl_l
+    a_da = np.cumsum(da_da, axis=0)
+    a_a = np.cumsum(a_da, axis=2)
+    mixed = np.einsum("irjs,irjs->ij", dl_l, a_da)
+    return np.einsum("irjs,irjs->ij", dl_dl, a_a) + mixed + mixed.T + np.einsum("irjs,irjs->ij", l_l, da_da)
+
+
+def _differences(matrices: Sequence[np.ndarray], rank: int) -> np.ndarray:
+    """Gram matrix [K R, K R] of the first matrix and all later ones less the one before, each padded to R columns."""
+    padded = [np.pad(matrix, ((0, 0), (0, rank - matrix.shape[1]))) for matrix in matrices]
+    stacked = np.hstack([padded[0], *(later - earlier for earlier, later in pairwise(padded))])
+    return stacked.T @ stacked
 
 
 def _step_basis(gram: np.ndarray) -> np.ndarray:

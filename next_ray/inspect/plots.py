@@ -29,7 +29,7 @@ ERROR_SHOWN = 2.0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 RANGES = ("R² < -0.5", "-0.5 to 0", "0 to 0.5", "0.5 to 1")
 RANGE_COLOURS = ("#B2182B", "#F4A582", "#92C5DE", "#2166AC")
-NUCLEAR = "$E_1 = \\sigma_1 / \\sum_i \\sigma_i$"
+NUCLEAR = "$E_1 = \\sigma_1 / \\Sigma_i\\, \\sigma_i$"
 FROBENIUS = "$\\sigma_1^2 / \\|W_t - W_0\\|_F^2$"
 DPI = 150
 STYLE: dict[Any, Any] = {
@@ -167,7 +167,8 @@ def _angles(inspection: Inspection, groups: Sequence[GroupSummary]) -> Figure | 
             found = [angles.matrix if angles is not None else None for angles in getattr(group, part)]
             _line(axis, inspection.steps[1:], found, index, group.name, "median")
         axis.axhline(90, linestyle="--", color="#555555", label="unrelated (90°)")
-        axis.set(xlabel="training step", title=title, ylim=(0, 95))
+        axis.set(xlabel="training step", title=title)
+    left.set_ylim(0, max(95.0, left.get_ylim()[1], right.get_ylim()[1]))
     left.set_ylabel("angle of $u_1 v_1^T$ to the checkpoint before, degrees\n(median over modules)")
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center")

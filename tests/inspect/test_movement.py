@@ -6,6 +6,8 @@ from next_ray.inspect.movement import Movement, movement, together
 from next_ray.types import LoraFactors
 from tests.inspect.trajectories import dense_history, line, matrices, random_walk
 
+RANKS = [(2, 0.5), (4, 2.0), (3, 1.0), (3, 0.25)]
+
 
 @pytest.mark.parametrize("kind", ["factors", "dense"])
 def test_inner_products_of_the_steps(kind):
@@ -18,6 +20,14 @@ def test_inner_products_of_the_steps(kind):
     assert found.square_distance(4, 1) == pytest.approx(np.sum((deltas[3] - deltas[0]) ** 2))
     np.testing.assert_allclose(found.square_norms, np.sum(deltas**2, axis=(1, 2)), rtol=1e-6)
     assert found.turns[2] == pytest.approx(steps[2] @ steps[3] / np.linalg.norm(steps[2]) / np.linalg.norm(steps[3]))
+
+
+def test_inner_products_of_adapters_whose_rank_scale_and_both_factors_change():
+    rng = np.random.default_rng(1)
+    factors = [LoraFactors(rng.normal(size=(r, 9)).astype(np.float32), rng.normal(size=(7, r)).astype(np.float32), s) for r, s in RANKS]
+    deltas = np.stack([f.scale * (f.b.astype(np.float64) @ f.a.astype(np.float64)) for f in factors])
+    steps = np.diff(deltas, axis=0, prepend=0.0).reshape(len(RANKS), -1)
+    np.testing.assert_allclose(movement(FactorHistory(factors)).gram, steps @ steps.T, rtol=1e-10, atol=1e-10)
 
 
 def test_tiny_steps_between_large_deltas_do_not_cancel():
