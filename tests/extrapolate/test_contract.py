@@ -287,7 +287,7 @@ def wandering() -> WeightTrajectory:
 
 
 def decayed(decay: Callable[[np.ndarray], np.ndarray]) -> Claim:
-    """WSM, theorem 1: the merge is training with update i of the last three scaled by w_i."""
+    """WSM: the merge is training with update i of the last three scaled by w_i."""
     trajectory = wandering()
     scales = decay(np.arange(1, HORIZON + 1) / (HORIZON + 1))
     expected = {}

@@ -50,7 +50,7 @@ def pls_line(x: np.ndarray, y: np.ndarray) -> PlsLine | None:
 
 @dataclass(frozen=True)
 class AlphaRl:
-    """AlphaRL (arXiv 2510.00553, section 4): W_0 + x_hat v_c^T, x_hat the value of x_t = sigma_1 u_1 that a wished accuracy asks for.
+    """AlphaRL (arXiv 2510.00553): W_0 + x_hat v_c^T, x_hat the value of x_t = sigma_1 u_1 that a wished accuracy asks for.
 
     Per module, PLS with one component relates x_t of the deltas to the accuracies y_t (`pls_line`), signs aligned along the trajectory,
     and is solved for y*. The wished accuracy is y* = line(y)(t_c + alpha (t_c - t_{c-k})), the accuracies' own trend over training
@@ -122,7 +122,7 @@ def _plan(trajectory: WeightTrajectory, line: PlsLine | None, y: float, v: np.nd
 
 @dataclass(frozen=True)
 class Rank1:
-    """The norm-corrected rank-1 model of AlphaRL (arXiv 2510.00553, section 2): W_0 + alpha (|D_c|_F / sigma_1) sigma_1 u_1 v_1^T.
+    """The norm-corrected rank-1 model of AlphaRL (arXiv 2510.00553): W_0 + alpha (|D_c|_F / sigma_1) sigma_1 u_1 v_1^T.
 
     The top triplet of the last delta at the whole delta's size. All other directions are gone, whence no alpha gives back W_c.
     """

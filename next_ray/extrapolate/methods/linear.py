@@ -140,7 +140,7 @@ class LinearFit:
 
 @dataclass(frozen=True)
 class Expo:
-    """ExPO (arXiv 2404.16792, eq. 2): W_c + alpha (W_c - W_0), the base as the weaker model; alpha about 0.3 to 0.5."""
+    """ExPO (arXiv 2404.16792): W_c + alpha (W_c - W_0), the base as the weaker model; alpha about 0.3 to 0.5."""
 
     name = "expo"
     neutral = 0.0

@@ -19,7 +19,7 @@ Schedule = Literal["uniform", "cosine", "sqrt"]
 
 
 def merge_weights(schedule: Schedule, count: int) -> np.ndarray:
-    """c_0 ... c_n of WSM (arXiv 2507.17634, theorem 1) for the last count = n + 1 checkpoints; they are not negative and sum to 1.
+    """c_0 ... c_n of WSM (arXiv 2507.17634) for the last count = n + 1 checkpoints; they are not negative and sum to 1.
 
     The merge equals training whose i-th update was scaled by w_i = sum_{j >= i} c_j, hence c_j = w_j - w_{j+1}, w_0 = 1, w_{n+1} = 0.
     With x = i / (n + 1) the decays are 1 - x (uniform weights), (1 + cos(pi x)) / 2 and 1 - sqrt(x).

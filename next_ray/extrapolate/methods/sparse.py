@@ -17,7 +17,7 @@ from next_ray.extrapolate.plan import Dropout, Fitted, ModulePlan, Needs, Settin
 
 @dataclass(frozen=True)
 class Dare:
-    """DARE (arXiv 2311.03099, eq. 1): W_0 + alpha drop_p(D_c) / (1 - p), entries dropped at random, seeded per module.
+    """DARE (arXiv 2311.03099): W_0 + alpha drop_p(D_c) / (1 - p), entries dropped at random, seeded per module.
 
     The result has full rank: it is merged weights, never an exact adapter. No alpha gives back W_c, since entries are missing at each.
 
@@ -53,7 +53,7 @@ class Dare:
 
 @dataclass(frozen=True)
 class KeyNeurons:
-    """Key neurons (after MAEC, arXiv 2410.07825, section 3.1): W_0 + alpha m D_c, m keeping the output rows that moved most.
+    """Key neurons (after MAEC, arXiv 2410.07825): W_0 + alpha m D_c, m keeping the output rows that moved most.
 
     The paper ranks neurons by how much they changed in training and transfers these alone, scaled. It has no public code; the row of
     a weight matrix is taken as the neuron here. No alpha gives back W_c unless all rows are kept, whence the neutral value None.
