@@ -145,7 +145,7 @@ def test_modules_trained_whole_are_kept(tmp_path: Path) -> None:
 
 def test_a_classifiers_head_is_kept_under_the_name_it_has(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = adapted(LlamaForSequenceClassification(LlamaConfig(**SIZES, num_labels=1)), "/nowhere/base", task_type="SEQ_CLS")
+    model = adapted(LlamaForSequenceClassification(LlamaConfig(**{**SIZES, "num_labels": 1})), "/nowhere/base", task_type="SEQ_CLS")
     save_steps(model, tmp_path, [1])
     imported = open_trajectory([str(tmp_path)])
     assert set(imported.adapter_config["modules_to_save"]) == {"classifier", "score"}  # type: ignore[arg-type]
