@@ -198,9 +198,10 @@ def _shares(found: Linearity | None) -> list[str]:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
     for column in columns:
-        table.add_column(column, justify="left" if column in ("group", "method") else "right")
+        first = column in ("group", "method")
+        table.add_column(column, justify="left" if first else "right", no_wrap=first)
     return table
 
 

@@ -8,8 +8,8 @@ USUAL = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 def module_group(name: str) -> str:
-    """The kind of matrix: the last part of the name without `_proj` (`model.layers.3.self_attn.q_proj` is a `q`)."""
-    return name.rpartition(".")[2].removesuffix("_proj")
+    """The kind of matrix: the last part of the name without `_proj` or `_tokens` (`model.layers.3.self_attn.q_proj` is a `q`)."""
+    return name.rpartition(".")[2].removesuffix("_proj").removesuffix("_tokens")
 
 
 def module_layer(name: str) -> int | None:

@@ -1,6 +1,7 @@
 import io
 import json
 import math
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -44,6 +45,14 @@ def test_the_console_keeps_to_100_columns_and_says_the_verdict(kind):
     assert "\x1b" not in text and "nan" not in text.lower()
     said = " ".join(text.replace("│", " ").split())
     assert inspected(kind).verdict.sentence in said
+
+
+def test_a_long_name_of_a_kind_of_matrix_stays_whole():
+    weights = random_walk(count=6)
+    renamed = {name.replace("q_proj", "query_key_value_dense"): module for name, module in weights.modules.items()}
+    out = io.StringIO()
+    show(inspect_trajectory(replace(weights, modules=renamed), [make("persistence")]), Console(file=out, width=100, highlight=False))
+    assert out.getvalue().count("query_key_value_dense") == 4 and max(map(len, out.getvalue().splitlines())) <= 100
 
 
 def test_the_console_shows_every_table():

@@ -10,7 +10,7 @@ from next_ray.inspect.groups import by_group, module_group, module_layer
         ("model.layers.12.mlp.gate_proj", "gate", 12),
         ("transformer.h.0.attn.c_attn", "c_attn", 0),
         ("lm_head", "lm_head", None),
-        ("model.embed_tokens", "embed_tokens", None),
+        ("model.embed_tokens", "embed", None),
     ],
 )
 def test_names(name, group, layer):
