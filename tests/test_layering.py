@@ -85,7 +85,7 @@ HOMES = {
     "tenacity": {"store"},
     "tensorboard": {"report"},
     "tokenizers": {"models"},
-    "torch": {"checkpoints", "commands.verify", "delta", "integrations", "learn", "models", "predict", "rollout"},
+    "torch": {"actors.library", "checkpoints", "commands.verify", "delta", "integrations", "learn", "models", "predict", "rollout"},
     "transformers": {"commands.verify", "data", "integrations", "learn", "models"},
     "vllm": {"rollout"},
     "yaml": {"settings", "yaml_core"},
