@@ -46,8 +46,19 @@ class Core:
 
 
 def products(rows: torch.Tensor, offsets: Sequence[int]) -> dict[int, torch.Tensor]:
-    """Offset m -> F_i F_{i-m}^T for i = m..K-1, [K - m, R, R]; `rows` [K, R, N]. Offset 0 is among them."""
-    return {m: torch.bmm(rows[m:], rows[: len(rows) - m].mT) for m in (0, *offsets)}
+    """Offset m -> F_i F_{i-m}^T for i = m..K-1, [K - m, R, R]; `rows` [K, R, N], contiguous. Offsets 0 and 1 are
+    always among them where there are two checkpoints.
+
+    They come from one product with [F_{i-1} ; F_i], which lie behind each other: wider products are faster.
+    """
+    count, rank, size = rows.shape
+    first = torch.bmm(rows[:1], rows[:1].mT)
+    if count == 1:
+        return {0: first}
+    found = {m: torch.bmm(rows[m:], rows[: count - m].mT) for m in offsets if m > 1}
+    neighbours = rows.as_strided((count - 1, 2 * rank, size), (rank * size, size, 1))
+    both = torch.bmm(rows[1:], neighbours.mT)
+    return found | {0: torch.cat([first, both[:, :, rank:]]), 1: both[:, :, :rank]}
 
 
 def pair_gram(products: Mapping[int, torch.Tensor], offset: int, sign: float) -> torch.Tensor:
