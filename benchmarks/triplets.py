@@ -207,7 +207,7 @@ def _errors(own: ModuleTriplets, products: Mapping[int, np.ndarray], i: int, hor
             deltas.append((own.target, products[i] - products[i - horizon]))
     errors = []
     for triplet, delta in deltas:
-        u, sigma, v_t = np.linalg.svd(delta, full_matrices=False)
+        u, sigma, v_t = (part.numpy() for part in torch.linalg.svd(torch.from_numpy(delta), full_matrices=False))
         sign = np.sign(u[:, 0] @ triplet.u)
         vectors = np.linalg.norm(sign * u[:, 0] - triplet.u), np.linalg.norm(sign * v_t[0] - triplet.v)
         errors.append(float(max(abs(triplet.sigma / sigma[0] - 1.0), *vectors)))
