@@ -113,7 +113,9 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def _run_child(arguments: argparse.Namespace) -> dict[str, float]:
     options = ["--child", "--folder", arguments.folder, "--horizon", arguments.horizon, "--threads", arguments.threads]
     command = [sys.executable, "-m", "benchmarks", "triplets", *map(str, options)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return json.loads(
+        subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}).stdout
+    )
 
 
 def _child(arguments: argparse.Namespace) -> int:
