@@ -16,6 +16,7 @@ from matplotlib.patches import Patch
 
 from next_ray.inspect.analysis import Inspection
 from next_ray.inspect.backtest import MethodBacktest
+from next_ray.inspect.groups import by_group
 from next_ray.inspect.linearity import Linearity
 from next_ray.inspect.summaries import ALL, GroupSummary, summaries
 from next_ray.inspect.verdict import UNIVERSAL
@@ -91,7 +92,7 @@ def _heatmap(inspection: Inspection) -> Figure | None:
     modules = [module for module in inspection.modules if module.layer is not None and module.energy[-1].frobenius is not None]
     if not modules:
         return None
-    columns = list(dict.fromkeys(module.group for module in modules))
+    columns = list(by_group(module.name for module in modules))
     layers = sorted({module.layer for module in modules if module.layer is not None})
     measure = "nuclear" if all(m.energy[-1].nuclear is not None for m in modules) else "frobenius"
     values = np.full((len(layers), len(columns)), np.nan)

@@ -10,14 +10,15 @@ In this order (the first that holds decides):
    method beats it by more than 0.02, because it is simpler.
 
 A method's error is the smaller of the one at the alpha it claims (nothing was chosen) and the one with alpha tuned on origins whose
-future lay in the past (`MethodBacktest.tuned`). An alpha that is best in hindsight never decides.
+future lay in the past (`MethodBacktest.tuned`). An alpha that is best in hindsight never decides, and a method whose alpha is no time
+(its `forecast` is None) is not recommended: ExPO's best alpha of the past, say, would go farther from a later checkpoint.
 How far: the alpha of the least error, from the same back test. In training steps: as many horizons as alpha holds forecasting alphas.
 """
 
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 from next_ray.delta.trajectory import WeightTrajectory
@@ -51,7 +52,7 @@ class Verdict:
         sentence: the answer in words, with its numbers.
         method: what to jump with, or the best of those that failed.
         alpha: how far, as the method counts it; None without recommendation.
-        steps: how far in training steps, where the method's alpha says it.
+        steps: how far in training steps.
         error: the median back-test error of `method`.
         persistence: persistence's over the same origins.
     """
@@ -89,7 +90,12 @@ class _Showing:
 
 def verdict(trajectory: WeightTrajectory, movement: Movement, results: Backtest) -> Verdict:
     """By the rules above; `movement` is of all modules together."""
-    count, horizon = trajectory.num_checkpoints, results.horizon
+    early = _before_the_back_test(trajectory.num_checkpoints, results.horizon, movement)
+    return early if early is not None else _from_the_back_test(trajectory, movement, results)
+
+
+def _before_the_back_test(count: int, horizon: int, movement: Movement) -> Verdict | None:
+    """Rules 1 to 3."""
     speed = movement.recent_speed(min(horizon, count))
     if speed is None:
         return Verdict(Outcome.UNMOVED, "Not worth jumping: no weight differs from the base.")
@@ -106,6 +112,12 @@ def verdict(trajectory: WeightTrajectory, movement: Movement, results: Backtest)
             f"{100 * speed:.1f} % of their mean step each, so there is nowhere left to jump to."
         )
         return Verdict(Outcome.CONVERGED, sentence)
+    return None
+
+
+def _from_the_back_test(trajectory: WeightTrajectory, movement: Movement, results: Backtest) -> Verdict:
+    """Rules 4 and 5."""
+    horizon = results.horizon
     showings = [showing for method in results.methods if method.name != UNIVERSAL and (showing := _showing(method, horizon)) is not None]
     if not showings:
         return Verdict(Outcome.UNPREDICTABLE, "Not worth jumping: no method that foretells weights could be tried on these checkpoints.")
@@ -123,32 +135,22 @@ def verdict(trajectory: WeightTrajectory, movement: Movement, results: Backtest)
     name = best.method.name
     if not good:
         why = "was farther off than staying put at some origin" if best.error < WORTH else "is hardly nearer than staying put, if at all"
-        return Verdict(
-            Outcome.UNPREDICTABLE,
-            f"Not worth jumping: even the best method, {name}, {why}: {because}.",
-            name,
-            None,
-            None,
-            best.error,
-            persistence,
-        )
+        sentence = f"Not worth jumping: even the best method, {name}, {why}: {because}."
+        return Verdict(Outcome.UNPREDICTABLE, sentence, name, error=best.error, persistence=persistence)
     steps = _steps(trajectory, horizon, best)
-    reach = f", about {_count(steps, 'training step')} ahead" if steps is not None else ""
     rivals = ", which no other method beats by more than 0.02" if best is simple else ""
-    sentence = f"Worth jumping: {name}{rivals}, at alpha {best.alpha:g}{reach}: {because}."
+    sentence = f"Worth jumping: {name}{rivals}, at alpha {best.alpha:g}, about {_count(steps, 'training step')} ahead: {because}."
     return Verdict(Outcome.WORTH_IT, sentence, name, best.alpha, steps, best.error, persistence)
 
 
 def _showing(method: MethodBacktest, horizon: int) -> _Showing | None:
-    """The better of the claimed and the tuned alpha; None for a method with neither."""
-    claimed = [_Showing(method, method.forecast, method.at(method.forecast))] if method.forecast is not None and method.scores else []
-    tuned = [_Showing(method, method.best_alpha, scores)] if (scores := method.tuned(horizon)) and method.best_alpha is not None else []
-    if not claimed and not tuned:
+    """The better of the claimed and the tuned alpha; None for a method that claims none."""
+    if method.forecast is None or method.best_alpha is None:
         return None
-    best = min([*claimed, *tuned], key=lambda showing: showing.error)
+    claimed = _Showing(method, method.best_alpha, method.at(method.forecast))
+    tuned = _Showing(method, method.best_alpha, method.tuned(horizon))
     # when neither is any good, what the method claims says more than a tuned alpha that shrinks to nothing
-    best = claimed[0] if claimed and best.error >= WORTH else best
-    return replace(best, alpha=method.best_alpha if method.best_alpha is not None else best.alpha)
+    return tuned if tuned.scores and tuned.error < min(claimed.error, WORTH) else claimed
 
 
 def _margin(showing: _Showing, results: Backtest) -> float:
@@ -164,10 +166,9 @@ def _persistence_beside(best: _Showing, results: Backtest) -> float | None:
     return statistics.median(score.pooled for score in known.at(known.forecast) if score.origin in origins)
 
 
-def _steps(trajectory: WeightTrajectory, horizon: int, best: _Showing) -> int | None:
-    """Alpha in horizons; None for methods without a forecasting alpha, where alpha is no time."""
-    if not best.method.forecast:
-        return None
+def _steps(trajectory: WeightTrajectory, horizon: int, best: _Showing) -> int:
+    """As many horizons as alpha holds forecasting alphas."""
+    assert best.method.forecast
     earlier = trajectory.steps[-1 - horizon] if horizon < trajectory.num_checkpoints else 0
     return round(best.alpha / best.method.forecast * (trajectory.steps[-1] - earlier))
 

@@ -71,10 +71,21 @@ def decided(*methods):
 
 
 def test_an_alpha_that_is_best_in_hindsight_decides_nothing():
-    lucky = MethodBacktest("lucky", None, (score(4, 1.0, 0.2), score(4, 2.0, 1.5), score(5, 1.0, 1.4), score(5, 2.0, 0.1)))
+    lucky = MethodBacktest("lucky", 1.0, (score(4, 1.0, 1.3), score(4, 2.0, 0.2), score(5, 1.0, 1.4), score(5, 2.0, 1.2)))
+    assert lucky.best_alpha == 2.0 and lucky.error(2.0) < 0.9
     found = decided(lucky)
-    assert lucky.best_alpha is not None and lucky.error(lucky.best_alpha) < 0.9
-    assert found.outcome is Outcome.UNPREDICTABLE and found.error == pytest.approx(1.4)
+    assert found.outcome is Outcome.UNPREDICTABLE and found.error == pytest.approx(1.35)
+
+
+def test_a_tuned_alpha_counts():
+    shy = MethodBacktest("shy", 1.0, (score(4, 0.5, 0.6), score(4, 1.0, 0.95), score(5, 0.5, 0.7), score(5, 1.0, 0.95)))
+    found = decided(shy)
+    assert found.worth_it and found.alpha == 0.5 and found.error == pytest.approx(0.7)
+
+
+def test_a_method_whose_alpha_is_no_time_is_not_recommended():
+    found = decided(MethodBacktest("expo", None, tuple(score(origin, 0.5, 0.1) for origin in (4, 5))))
+    assert found.outcome is Outcome.UNPREDICTABLE and "no method" in found.sentence
 
 
 def test_one_origin_worse_than_staying_is_enough_to_refuse():
