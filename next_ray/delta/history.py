@@ -9,7 +9,8 @@ Shape legend: O/I out/in features, K checkpoints, Q rank of stacked factors.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -68,11 +69,13 @@ class ModuleHistory(Protocol):
 class FactorHistory:
     """A module whose checkpoints are LoRA adapters; `factors[t - 1]` belongs to checkpoint t. Ranks and scales may differ.
 
-    `device` is where torch computes the triplets.
+    `device` is where torch computes the triplets. `whole` is the longer history that this one was cut from: what it knows of the
+    checkpoints they share is not computed again.
     """
 
     factors: Sequence[LoraFactors]
     device: str = "cpu"
+    whole: FactorHistory | None = field(default=None, repr=False, compare=False)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -94,10 +97,19 @@ class FactorHistory:
         return FactorPair(np.hstack([w * part.left for w, part in parts]), np.vstack([part.right for _, part in parts]))
 
     def gram(self) -> np.ndarray:
-        """<D_i, D_j> = tr((L_i^T L_j)(R_j R_i^T)): no dense matrix."""
+        """<D_i, D_j> = tr((L_i^T L_j)(R_j R_i^T)): no dense matrix. Computed once."""
+        if self.whole is not None:
+            return self.whole.gram()[: self.num_checkpoints, : self.num_checkpoints]
+        return self._inner_products
+
+    @cached_property
+    def _inner_products(self) -> np.ndarray:
+        """All factors side by side, so that each side is one symmetric product; [K, K]."""
         pairs = [from_base(f) for f in self.factors]
-        products = [[float(np.sum((i.left.T @ j.left) * (i.right @ j.right.T))) for j in pairs] for i in pairs]
-        return np.array(products)
+        left, right = np.hstack([p.left for p in pairs]), np.vstack([p.right for p in pairs])
+        starts = np.cumsum([0, *(p.left.shape[1] for p in pairs[:-1])])
+        products = (left.T @ left) * (right @ right.T)
+        return np.add.reduceat(np.add.reduceat(products, starts, axis=0), starts, axis=1)
 
     def top(self, later: int, earlier: int = 0) -> Triplet:
         """From the factors, by Gram matrices, QR where these are not accurate."""
@@ -118,7 +130,7 @@ class FactorHistory:
 
     def truncated(self, num_checkpoints: int) -> FactorHistory:
         """The first checkpoints alone."""
-        return replace(self, factors=self.factors[:num_checkpoints])
+        return replace(self, factors=self.factors[:num_checkpoints], whole=self.whole or self)
 
     def _pair(self, later: int, earlier: int) -> FactorPair:
         current = self.factors[later - 1]
