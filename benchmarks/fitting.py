@@ -84,6 +84,7 @@ def compare(data: Seen, horizon: int, seed: int) -> dict[str, Any]:
             predictor.observe(checkpoint)
         return predictor.predict()
 
+    foretell(data.past, horizon, seed, steps=1)  # torch loads parts of itself at the first optimizer step
     own_signs = [with_own_signs(checkpoint) for checkpoint in data.past]
     result: dict[str, Any] = {
         "next": timed(ours, data.future),
