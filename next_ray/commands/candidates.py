@@ -209,7 +209,7 @@ def _base_folder(imported: Imported, target: Target) -> Path:
 
 
 def _uses_triplets(method: Extrapolator) -> bool:
-    return method.name.startswith("next") or method.name in ("alpharl", "rank1", "relex")
+    return method.name.startswith("next") or method.name == "alpharl"
 
 
 def _with_triplets(paths: Sequence[str], choice: Choice, imported: Imported, horizon: int, progress: Progress) -> Imported:

@@ -7,12 +7,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from next_ray.checkpoints.export import DTYPES
-from next_ray.commands.accuracies import read_accuracies
-from next_ray.commands.candidates import Choice, Method, Target, extrapolate, plan
 from next_ray.errors import ConfigError, NextRayError
+
+if TYPE_CHECKING:
+    from next_ray.commands.candidates import Choice, Target
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -21,7 +21,7 @@ examples:
   python -m next_ray.extrapolate grpo/checkpoint-* --output jumped
   python -m next_ray.extrapolate grpo --method next two-point --alpha 0.5 1 1.5 --rank 64 --output candidates
   python -m next_ray.extrapolate runs/full --method linear-fit --merge --base Qwen/Qwen2.5-1.5B --output merged
-  python -m next_ray.extrapolate grpo --method soup-greedy --evaluator my.tests:accuracy --output soup
+  python -m next_ray.extrapolate grpo --method soup-greedy --accuracies held-out.json --evaluator my.tests:accuracy --output soup
 PATH is a PEFT, TRL, verl, OpenRLHF or Hugging Face checkpoint, a folder of them, or a run of a next_ray store.
 """
 
@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if not arguments.paths or (arguments.output is None and not arguments.dry_run):
             parser.error("checkpoints (PATH...) and --output DIR are needed")
+        from next_ray.commands.candidates import extrapolate, plan  # not before --help, which should not wait for torch
+
         choice, target = _choice(arguments), _target(arguments)
         if arguments.dry_run:
             _print(plan(arguments.paths, choice, target))
@@ -71,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     width = parser.add_mutually_exclusive_group()
     width.add_argument("--rank", type=int, metavar="R", help="recompress adapters to rank R, with the error reported")
     width.add_argument("--exact", action="store_true", help="adapters as wide as exactness needs (the default)")
-    add("--dtype", choices=sorted(DTYPES), default="float32", help="of adapters; merged models keep the base's dtype")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of adapters; merged models keep the base's dtype")
     add("--merge", action="store_true", help="write merged models instead of adapters")
     add("--base", metavar="MODEL", help="the base model: a folder or a hub name (default: what the checkpoints name)")
     add("--no-verify", action="store_true", help="do not compare a merged model with base + adapter (two models are loaded)")
@@ -87,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _choice(arguments: argparse.Namespace) -> Choice:
+    from next_ray.commands.accuracies import read_accuracies
+    from next_ray.commands.candidates import Choice, Method
+
     names = list(dict.fromkeys(arguments.method))
     return Choice(
         methods=tuple(Method(name, _settings(name, names, arguments.set)) for name in names),
@@ -102,6 +107,8 @@ def _choice(arguments: argparse.Namespace) -> Choice:
 
 
 def _target(arguments: argparse.Namespace) -> Target:
+    from next_ray.commands.candidates import Target
+
     if arguments.merge and (arguments.rank is not None or arguments.exact):
         raise ConfigError("--rank and --exact are about adapters; a merged model (--merge) has no rank. Leave one of them out.")
     if arguments.rank is not None and arguments.rank < 1:

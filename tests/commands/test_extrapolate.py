@@ -180,7 +180,9 @@ def test_ctrl_c_leaves_nothing(run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.ray
 def test_workers_give_the_same_candidate(run: Path, tmp_path: Path) -> None:
-    words = ["--method", "rank1", "--alpha", "1", "--horizon", "2"]
+    accuracies = tmp_path / "accuracies.json"
+    accuracies.write_text(json.dumps({"0": 0.1, **{str(step): 0.1 + step / 100 for step in range(10, 70, 10)}}))
+    words = ["--method", "alpharl", "--alpha", "1", "--horizon", "2", "--accuracies", str(accuracies)]
     for name, workers in (("alone", "0"), ("workers", "2")):
         assert main([str(run), *words, "--workers", workers, "--output", str(tmp_path / name)]) == 0
     alone, shared = (read_peft_folder(tmp_path / name) for name in ("alone", "workers"))
