@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from next_ray.config import ClusterSection
@@ -115,7 +115,7 @@ async def result(ref: Any, what: str) -> Any:
         if isinstance(cause, NextRayError):
             raise cause from None
         raise
-    except (RayActorError, GetTimeoutError) as error:
+    except (RayActorError, OutOfMemoryError, GetTimeoutError) as error:
         raise NextRayError(
             f"The actor for {what} died: {str(error).strip().splitlines()[0]}. Run the same command again to go on from the "
             "last checkpoint."
