@@ -5,7 +5,7 @@ import pytest
 
 from next_ray.learn.deepspeed_learner import DeepSpeedLearner
 from next_ray.types import LearnerState, LoraFactors
-from tests.learn.harness import free_port, make_groups, make_model, make_plan, make_spec, resolved, run_gang
+from tests.learn.harness import free_ports, make_groups, make_model, make_plan, make_spec, resolved, run_gang
 
 pytestmark = [pytest.mark.deepspeed, pytest.mark.slow, pytest.mark.timeout(600)]
 GROUPS = make_groups(num_prompts=5)
@@ -46,10 +46,10 @@ def load_state(path, scale=2.0):
     return LearnerState(adapter, part["moment"], {k: float(v) for k, v in part["scalar"].items()})
 
 
-def gang_job(rank, world_size, model_path, folder, port, dtype):
+def gang_job(rank, world_size, model_path, folder, ports, dtype):
     for stage in range(4):
         options = OPTIONS | {"zero_stage": stage, "dtype": dtype}
-        spec = make_spec(model_path, rank, world_size, port + stage, learner=options, algorithm=ALGORITHM)
+        spec = make_spec(model_path, rank, world_size, ports[stage], learner=options, algorithm=ALGORITHM)
         with DeepSpeedLearner(spec) as learner:
             learner.restore(load_state(folder / "middle.npz"))
             metrics = update(learner, world_size, budget=30)
@@ -70,7 +70,7 @@ def test_resumed_on_more_ranks_at_any_stage_equals_one_rank(model_path, tmp_path
         start = learner.adapter()
         expected_metrics = update(learner, 1, budget=4096)
         expected, values = learner.snapshot(), logprobs(learner)
-    run_gang(world_size, gang_job, model_path, tmp_path, free_port(), dtype)
+    run_gang(world_size, gang_job, model_path, tmp_path, free_ports(4), dtype)
     moved = max(np.abs(expected.adapter[n].b - start[n].b).max() for n in start)
     assert moved > 20 * tolerance or dtype == "bfloat16"
     for stage in range(4):
