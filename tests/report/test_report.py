@@ -137,12 +137,12 @@ def test_library_noise_goes_to_the_file_and_errors_come_out(tmp_path: Path, capf
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             warnings.warn("a warning", UserWarning, stacklevel=1)
-        logging.getLogger("vllm.engine").warning("a log line")
+        logging.getLogger("library.engine").warning("a log line")
         raise RuntimeError("boom")
     os.write(2, b"after\n")
     assert capfd.readouterr().err == "after\n"
     noise = log.read_text()
-    for fragment in ("from a C library", "from python", "a warning", "vllm.engine: a log line"):
+    for fragment in ("from a C library", "from python", "a warning", "library.engine: a log line"):
         assert fragment in noise
     assert (logging.getLogger().level, logging.getLogger().handlers) == (level, handlers)
 
