@@ -59,9 +59,9 @@ class LearnerActor:
         return make_probe_adapter(initial, seed), None
 
     def logprobs(self, groups: list[Group], adapter: Adapter | None) -> list[Any]:
-        """Log-probabilities of the groups' completions under the base (None) or an adapter: the start-up probe."""
+        """Log-probabilities of the groups' completions under the base (None) or an adapter, never the trained one: the start-up probe."""
         pairs = [(g.prompt_token_ids, c.token_ids) for g in groups for c in g.completions]
-        return self._learner.logprobs([p for p, _ in pairs], [c for _, c in pairs], adapter)
+        return self._learner.logprobs([p for p, _ in pairs], [c for _, c in pairs], adapter or {})
 
     def close(self) -> None:
         """Leave the process group."""
@@ -106,7 +106,7 @@ class RayLearner:
         return await self._held([self.ranks[0].probe_adapter.options(num_returns=2).remote(initial.value, seed)])
 
     async def logprobs(self, groups: Ref[list[Group]], adapter: Ref[Adapter] | None) -> list[Any]:
-        """Log-probabilities of completions, per completion float32 [T]."""
+        """Log-probabilities of completions under the base (None) or an adapter, per completion float32 [T]."""
         calls = [rank.logprobs.remote(groups.value, adapter.value if adapter else None) for rank in self.ranks]
         return (await asyncio.gather(*(result(call, "a learner") for call in calls)))[0]
 

@@ -255,8 +255,8 @@ class DeepSpeedLearner:
     ) -> list[np.ndarray]:
         """Log-probabilities float32 [T] of each completion after its prompt (token ids), temperature applied as in training.
 
-        With `adapter` (any rank) under that one instead of the trained one, which is not touched. Batches hold
-        `batch_tokens` padded tokens (None: those of training). Every rank computes everything and returns it.
+        With `adapter` (any rank; an empty one is the base) under that one instead of the trained one, which is not touched.
+        Batches hold `batch_tokens` padded tokens (None: those of training). Every rank computes everything and returns it.
         """
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]) - len(completions[i]))
         budget = batch_tokens or self.spec.learner.micro_batch_tokens
