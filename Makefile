@@ -66,7 +66,7 @@ lock: $(VENV)/.uv.stamp
 	$(LOCK) --extra cpu --extra dev --extra bench -c requirements/dev.txt -o requirements/bench.txt > /dev/null
 	$(LOCK) --extra gpu -o requirements/gpu.txt > /dev/null
 
-# jobs/tiny.yaml spells out the defaults of next_ray/config.py below its comment.
+# jobs/tiny.yaml spells out the defaults of next_ray/config/ below its comment.
 defaults: $(VENV)/.cpu.stamp
 	{ grep '^#' jobs/tiny.yaml; $(BIN)/python -c 'from next_ray.config import Config; from next_ray.settings import to_yaml; print(to_yaml(Config()), end="")'; } > jobs/tiny.yaml.new
 	mv jobs/tiny.yaml.new jobs/tiny.yaml

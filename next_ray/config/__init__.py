@@ -1,0 +1,54 @@
+"""The run's configuration: one frozen tree, every field described, unknown keys rejected.
+
+The defaults are the embedded run: the tiny model on addition, on this machine, in a few minutes. Reading YAML and overrides is
+`next_ray.settings`; this package only says what is valid. All sections can be imported from here:
+
+    surroundings    run, model, store, evaluation, cluster, report
+    data            data and its sources
+    training        rollout, reward, algorithm, learner
+    extrapolation   extrapolation: predictor, gate, after_jump
+"""
+
+from __future__ import annotations
+
+from pydantic import model_validator
+
+from next_ray.config.data import ArithmeticSource, DataSection, FileSource, ReasoningGymSource
+from next_ray.config.extrapolation import ONLINE_METHODS, AfterJumpSection, ExtrapolationSection, GateSection, PredictorSection
+from next_ray.config.section import Section
+from next_ray.config.surroundings import ClusterSection, EvaluationSection, ModelSection, ReportSection, RunSection, StoreSection
+from next_ray.config.training import AlgorithmSection, LearnerSection, LoraSection, RewardSection, RolloutSection
+
+
+class Config(Section):
+    """Everything one run needs."""
+
+    run: RunSection = RunSection()
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    rollout: RolloutSection = RolloutSection()
+    reward: RewardSection = RewardSection()
+    algorithm: AlgorithmSection = AlgorithmSection()
+    learner: LearnerSection = LearnerSection()
+    store: StoreSection = StoreSection()
+    extrapolation: ExtrapolationSection = ExtrapolationSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    cluster: ClusterSection = ClusterSection()
+    report: ReportSection = ReportSection()
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> Config:
+        mini = self.learner.mini_batch_prompts
+        prompts = self.rollout.prompts_per_step
+        if mini is not None and prompts % mini:
+            raise ValueError(
+                f"learner.mini_batch_prompts={mini} does not divide rollout.prompts_per_step={prompts}: "
+                f"{prompts} = {prompts // mini} x {mini} + {prompts % mini}."
+            )
+        longest = self.data.max_prompt_tokens + self.rollout.max_response_tokens
+        if self.learner.micro_batch_tokens < longest:
+            raise ValueError(
+                f"learner.micro_batch_tokens={self.learner.micro_batch_tokens} cannot hold one sequence of data.max_prompt_tokens + "
+                f"rollout.max_response_tokens = {longest} tokens."
+            )
+        return self

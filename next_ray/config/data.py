@@ -1,0 +1,71 @@
+"""Prompts: where they come from, what is held out, how they are worded."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from next_ray.config.section import Section
+
+
+class ArithmeticSource(Section):
+    """Additions and subtractions, written `a+b=` for the tiny model."""
+
+    kind: Literal["arithmetic"] = "arithmetic"
+    digits: int = Field(default=2, ge=1, le=9)
+    """Largest number of digits of each operand."""
+    size: int = Field(default=10000, ge=1)
+    """Distinct problems drawn."""
+    operations: str = Field(default="+", pattern=r"^[+\-]{1,2}$")
+    """Operations used: `+`, `-` or `+-`."""
+    question: str = "{a}{op}{b}="
+    """Text of a problem; `{a}`, `{op}` and `{b}` are replaced."""
+
+
+class ReasoningGymSource(Section):
+    """A procedural task of reasoning-gym, deterministic from the run's seed."""
+
+    kind: Literal["reasoning-gym"] = "reasoning-gym"
+    task: str
+    """Name of the task, for example `chain_sum`."""
+    size: int = Field(default=2000, ge=1)
+    """Problems generated (duplicates are dropped)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """The task's own settings, for example `{min_terms: 2, max_terms: 2}`."""
+
+
+class FileSource(Section):
+    """Problems from JSONL, JSON or parquet files, local or on S3."""
+
+    kind: Literal["file"] = "file"
+    path: str
+    """File or fsspec URL; the extension decides the format (.jsonl, .json, .parquet)."""
+    prompt_field: str | None = None
+    """Field of the prompt; found by itself when unset (prompt, messages, question, problem, input)."""
+    answer_field: str | None = None
+    """Field of the answer; found by itself when unset (reward_model.ground_truth, ground_truth, answer, label, solution)."""
+
+
+Source = Annotated[ArithmeticSource | ReasoningGymSource | FileSource, Field(discriminator="kind")]
+
+
+class DataSection(Section):
+    """Prompts: where they come from, what is held out, how they are worded."""
+
+    train: Source = ArithmeticSource()
+    """Where training prompts come from."""
+    held_out: FileSource | None = None
+    """A file of held-out problems; when unset they are split off `train` by a hash of the prompt."""
+    gate_prompts: int = Field(default=96, ge=1)
+    """Held-out prompts the gate judges candidates on."""
+    test_prompts: int = Field(default=256, ge=1)
+    """Held-out prompts of the evaluations that are reported; disjoint from the gate's."""
+    system_prompt: str | None = None
+    """System message put before each prompt; None keeps the chat template's own."""
+    template: str = "{prompt}"
+    """Text of the user message; `{prompt}` is replaced by the problem."""
+    chat: bool | None = None
+    """Apply the tokenizer's chat template; None: when the tokenizer has one."""
+    max_prompt_tokens: int = Field(default=64, ge=1)
+    """Longer prompts are left out, and counted."""
