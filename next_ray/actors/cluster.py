@@ -128,4 +128,6 @@ def actor_environment(device: str, threads: int, extra: Mapping[str, str] | None
     variables["OMP_WAIT_POLICY"] = "PASSIVE"  # spinning threads of one actor would take the cores from the others
     if device == "cpu":
         variables |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+        # Batches of ever new sizes: oneDNN would keep the last 1,024 of its products, 150 KiB each.
+        variables["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "64"
     return {"env_vars": {**variables, **(extra or {})}}
