@@ -56,6 +56,7 @@ PURE = {
     "rollout.probe",
     "rollout.spec",
     "settings",
+    "threads",
     "yaml_core",
 }
 STAGES = {"checkpoints", "data", "inspect", "learn", "models", "report", "reward", "rollout", "store"}
@@ -85,7 +86,18 @@ HOMES = {
     "tenacity": {"store"},
     "tensorboard": {"report"},
     "tokenizers": {"models"},
-    "torch": {"actors.library", "checkpoints", "commands.verify", "delta", "integrations", "learn", "models", "predict", "rollout"},
+    "torch": {
+        "actors.library",
+        "checkpoints",
+        "commands.verify",
+        "delta",
+        "integrations",
+        "learn",
+        "models",
+        "predict",
+        "rollout",
+        "threads",
+    },
     "transformers": {"commands.verify", "data", "integrations", "learn", "models"},
     "vllm": {"rollout"},
     "yaml": {"settings", "yaml_core"},

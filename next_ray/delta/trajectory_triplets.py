@@ -14,9 +14,8 @@ C deltas that a checkpoint takes part in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +26,7 @@ from next_ray.delta.cores import Core, difference_core, global_core, pair_gram, 
 from next_ray.delta.factors import FLAT, GRAM_TOLERANCE, Spectrum, difference, from_base, spectra, spectrum
 from next_ray.delta.gauge import align
 from next_ray.errors import ExtrapolationError
+from next_ray.threads import one_thread
 from next_ray.types import LoraFactors, ModuleTriplets, Triplet
 
 if TYPE_CHECKING:
@@ -62,18 +62,8 @@ def trajectory_triplets(
     count = threads if threads is not None else torch.get_num_threads()
     if count == 1 or len(wanted) < 2:
         return {name: modules[name].triplets(horizon) for name in wanted}
-    with _single_threaded_products(), ThreadPoolExecutor(count) as pool:
+    with one_thread(), ThreadPoolExecutor(count) as pool:
         return dict(zip(wanted, pool.map(lambda name: modules[name].triplets(horizon), wanted), strict=True))
-
-
-@contextmanager
-def _single_threaded_products() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def factor_triplets(factors: Sequence[LoraFactors], horizon: int, device: str = "cpu") -> list[ModuleTriplets]:

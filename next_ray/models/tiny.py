@@ -24,6 +24,7 @@ import torch.nn.functional as F
 
 from next_ray.errors import ConfigError, TrainingError
 from next_ray.models.folder import quiet_transformers
+from next_ray.threads import one_thread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
@@ -204,13 +205,11 @@ def encode(demonstrations: list[tuple[str, str]]) -> tuple[torch.Tensor, torch.T
 @contextmanager
 def _deterministic(seed: int) -> Iterator[None]:
     """One thread, deterministic kernels and a seeded CPU generator, all restored afterwards."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    with torch.random.fork_rng(devices=[]):
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        torch.set_num_threads(1)
         torch.use_deterministic_algorithms(True)
         try:
             yield
         finally:
             torch.use_deterministic_algorithms(deterministic)
-            torch.set_num_threads(threads)

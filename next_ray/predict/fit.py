@@ -6,8 +6,6 @@ Shape legend: N examples, C coordinates.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -41,14 +39,3 @@ def fit(network: NextNetwork, examples: Examples, num_checkpoints: int, steps: i
         loss.backward()
         optimizer.step()
     return float(loss.detach())
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run torch on one thread: the order of sums, and so the fit, does not depend on the machine's core count."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

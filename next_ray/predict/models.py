@@ -14,9 +14,10 @@ import torch
 
 from next_ray.config import PredictorSection
 from next_ray.predict.coordinates import random_frame, recover, span
-from next_ray.predict.fit import Examples, fit, one_thread
+from next_ray.predict.fit import Examples, fit
 from next_ray.predict.network import Inputs, NextNetwork
 from next_ray.predict.trajectory import AlignedTrajectory, Triplets
+from next_ray.threads import one_thread
 from next_ray.types import Triplet
 
 Orientation = Literal["u", "v"]

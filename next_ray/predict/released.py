@@ -17,15 +17,11 @@ import numpy as np
 import torch
 
 from next_ray.config import PredictorSection
-from next_ray.predict.fit import Examples, fit, one_thread
+from next_ray.predict.facts import RELEASED_HIDDEN, RELEASED_STEPS
+from next_ray.predict.fit import Examples, fit
 from next_ray.predict.network import NextNetwork
+from next_ray.threads import one_thread
 from next_ray.types import CheckpointTriplets, Triplet
-
-HIDDEN = 256
-"""Width of the bottlenecks."""
-
-STEPS = 1000
-"""Full-batch steps."""
 
 Part = Literal["u", "v", "sigma"]
 
@@ -48,7 +44,7 @@ class Member:
 
 
 def foretell(
-    triplets: Sequence[CheckpointTriplets], horizon: int, seed: int, steps: int = STEPS, hidden: int = HIDDEN
+    triplets: Sequence[CheckpointTriplets], horizon: int, seed: int, steps: int = RELEASED_STEPS, hidden: int = RELEASED_HIDDEN
 ) -> dict[str, Triplet]:
     """T_c of the last checkpoint for the modules that moved, from networks fitted to all earlier checkpoints; signs as they come.
 
@@ -95,7 +91,7 @@ def groups(triplets: Sequence[CheckpointTriplets], horizon: int) -> dict[GroupKe
     return result
 
 
-def num_parameters(keys: Sequence[GroupKey], hidden: int = HIDDEN) -> int:
+def num_parameters(keys: Sequence[GroupKey], hidden: int = RELEASED_HIDDEN) -> int:
     """How many numbers the networks of these groups have."""
     networks = (NextNetwork(key.dimension, hidden, torch.Generator()) for key in keys)
     return sum(p.numel() for network in networks for p in network.parameters())
