@@ -16,7 +16,6 @@ from typing import Protocol
 import numpy as np
 
 from next_ray.delta.factors import FactorPair, difference, from_base, spectra
-from next_ray.delta.trajectory_triplets import factor_triplets
 from next_ray.types import LoraFactors, ModuleTriplets, Triplet
 
 Delta = FactorPair | np.ndarray
@@ -126,6 +125,8 @@ class FactorHistory:
 
     def triplets(self, horizon: int) -> list[ModuleTriplets]:
         """All triplets from one pass over the factors (`trajectory_triplets.py`)."""
+        from next_ray.delta.trajectory_triplets import factor_triplets  # a list of methods should not wait for torch
+
         return factor_triplets(self.factors, horizon, self.device)
 
     def truncated(self, num_checkpoints: int) -> FactorHistory:

@@ -5,13 +5,10 @@ Shape legend: N vectors, D their dimension.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-Inputs = Literal["both", "global", "local"]
-"""Which deltas a network sees; one alone is an ablation (table 5: w/o L-Delta, w/o G-Delta), with that encoder alone."""
+from next_ray.predict.facts import Inputs
 
 
 class NextNetwork(nn.Module):

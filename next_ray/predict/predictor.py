@@ -10,13 +10,10 @@ from dataclasses import dataclass
 from next_ray.config import PredictorSection
 from next_ray.errors import ExtrapolationError
 from next_ray.predict.baselines import linear, persistence, relative_error
+from next_ray.predict.facts import MIN_TARGETS, Inputs
 from next_ray.predict.models import SigmaModel, VectorModel
-from next_ray.predict.network import Inputs
 from next_ray.predict.trajectory import AlignedTrajectory
 from next_ray.types import BacktestScore, CheckpointTriplets, Triplet
-
-MIN_TARGETS = 2
-"""Targets needed before a first fit: one transition would be memorised, two can disagree."""
 
 NUM_COORDINATES = 128
 """Coordinates of a vector; shorter ones keep their entries, longer ones are seen through a random frame (see `coordinates`)."""

@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from next_ray.config import PredictorSection
 from next_ray.delta.trajectory import WeightTrajectory
 from next_ray.extrapolate.methods.common import check, last, require
 from next_ray.extrapolate.plan import Fitted, ModulePlan, Needs, Setting
-from next_ray.predict.network import Inputs
-from next_ray.predict.predictor import MIN_TARGETS, TrajectoryPredictor
+from next_ray.predict.facts import MIN_TARGETS, Inputs
 from next_ray.types import Triplet
+
+if TYPE_CHECKING:
+    from next_ray.predict.predictor import TrajectoryPredictor
 
 DEFAULTS = PredictorSection()
 """What the online job takes."""
@@ -84,6 +87,8 @@ class Next:
 
     def fit(self, trajectory: WeightTrajectory, setting: Setting) -> Fitted:
         """Fit and back-test along the trajectory; raises `ExtrapolationError` also when no module has moved."""
+        from next_ray.predict.predictor import TrajectoryPredictor  # a list of methods should not wait for torch
+
         require(self, trajectory, setting)
         cfg = PredictorSection(
             hidden=self.hidden, fit_steps=self.fit_steps, refine_steps=self.refine_steps, lr=self.lr, weight_decay=self.weight_decay

@@ -14,7 +14,7 @@ from next_ray.errors import ExtrapolationError
 from next_ray.extrapolate.methods.common import check, require
 from next_ray.extrapolate.methods.next import from_last_along
 from next_ray.extrapolate.plan import Fitted, Needs, Setting
-from next_ray.predict.released import HIDDEN, STEPS, foretell
+from next_ray.predict.facts import RELEASED_HIDDEN, RELEASED_STEPS
 from next_ray.types import CheckpointTriplets, ModuleTriplets
 
 
@@ -33,8 +33,8 @@ class NextReleased:
     """
 
     signs: Literal["own", "aligned"] = "own"
-    steps: int = STEPS
-    hidden: int = HIDDEN
+    steps: int = RELEASED_STEPS
+    hidden: int = RELEASED_HIDDEN
 
     name = "next-released"
     neutral = 0.0
@@ -52,6 +52,8 @@ class NextReleased:
 
     def fit(self, trajectory: WeightTrajectory, setting: Setting) -> Fitted:
         """Fit all networks once; raises `ExtrapolationError` when no module has moved."""
+        from next_ray.predict.released import foretell  # a list of methods should not wait for torch
+
         require(self, trajectory, setting)
         triplets = trajectory.triplets(setting.horizon)
         if self.signs == "own":
