@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+from next_ray.commands.ending import ended
 from next_ray.config import Config
-from next_ray.errors import ConfigError, LeaseError, NextRayError, StoreError, TrainingError
+from next_ray.errors import ConfigError, LeaseError, StoreError, TrainingError
 from next_ray.model_facts import facts_of
 from next_ray.models.folder import cache_root
 from next_ray.models.resolve import PreparedModel, prepare_model
@@ -27,30 +28,24 @@ from next_ray.store.lease import Lease
 SUMMARY = "summary"
 TORN_AFTER_S = 3600.0
 """Objects that no manifest names are remains of a torn commit once they are this old."""
-USER_ERROR = 2
-INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, run, and turn every user error into one paragraph and exit code 2."""
-    arguments = _parser().parse_intermixed_args(argv)
-    try:
-        config = load_config(*_job_and_overrides(arguments.job))
-        if arguments.baseline:
-            config = as_baseline(config)
-        if arguments.dry_run:
-            from rich.console import Console
+    """Parse and run; returns the exit code."""
+    return ended(lambda: _run(argv), "run the same command again to go on from the last checkpoint")
 
-            Console().print(dry_run(config, facts_of(config.model)))
-            return 0
+
+def _run(argv: Sequence[str] | None) -> None:
+    arguments = _parser().parse_intermixed_args(argv)
+    config = load_config(*_job_and_overrides(arguments.job))
+    if arguments.baseline:
+        config = as_baseline(config)
+    if arguments.dry_run:
+        from rich.console import Console
+
+        Console().print(dry_run(config, facts_of(config.model)))
+    else:
         asyncio.run(execute(config))
-    except NextRayError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to go on from the last checkpoint", file=sys.stderr)
-        return INTERRUPTED
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

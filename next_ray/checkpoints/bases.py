@@ -60,7 +60,7 @@ def find_base(given: str | None, named: Mapping[str, str], known_fingerprint: st
     if known_fingerprint is not None and (found := base_fingerprint(model)) != known_fingerprint:
         raise CheckpointFormatError(
             f"The base {folder} has fingerprint {found[:12]}, but the checkpoints were trained from {known_fingerprint[:12]} "
-            f"({stated or 'a model without name'}). Give the folder of that model."
+            f"({stated or 'a model without name'}). Give the folder of that model (--base FOLDER)."
         )
     notes: list[str] = []
     theirs = _full_precision(stated)
@@ -85,7 +85,7 @@ def match_adapter(adapter: StoredAdapter, model: StoredModel) -> dict[str, str]:
     found = f"{list(model.shape(f'{module}.weight'))} there" if f"{module}.weight" in model.places else "not there"
     raise CheckpointFormatError(
         f"{adapter.file.path} does not fit the base {model.folder}: module {module!r} is {list(adapter.shape(module))} in the adapter and "
-        f"{found} ({len(misses[0])} of {len(adapter.pairs)} modules do not fit). Give the base that the adapter was trained on."
+        f"{found} ({len(misses[0])} of {len(adapter.pairs)} modules do not fit). Give the adapter's own base (--base FOLDER)."
     )
 
 

@@ -117,7 +117,7 @@ def _adapter_facts(result: Mapping[str, Any]) -> list[str]:
     lines = [
         f"- a LoRA adapter of rank {result['rank']} and scale {result['scale']:g} on {result['modules']} modules "
         f"({result['moved_modules']} of them extrapolated), {result['dtype']}",
-        "- " + ("exact: nothing was truncated" if result["exact"] else f"relative truncation error {result['truncation_error']:.3g}"),
+        "- " + _losses(result),
         "- PEFT: `PeftModel.from_pretrained(base, folder)`",
     ]
     if result["modules_to_save"]:
@@ -133,6 +133,13 @@ def _adapter_facts(result: Mapping[str, Any]) -> list[str]:
         if needed
         else "- vLLM: too wide for it; recompress (`--rank`) or merge (`--merge`)",
     ]
+
+
+def _losses(result: Mapping[str, Any]) -> str:
+    if result["exact"]:
+        return "exact: nothing was truncated"
+    rounded = f", {result['rounding_error']:.1e} of the delta lost to rounding to {result['dtype']}" if result["rounding_error"] else ""
+    return f"relative truncation error {result['truncation_error']:.3g}{rounded} (Frobenius norms)"
 
 
 def _merged_facts(result: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from next_ray.adapter import CONFIG_FILE
+from next_ray.checkpoints.atomic import LINEAGE_FILE
 from next_ray.checkpoints.documents import MAX_INDEX_BYTES, read_json
 from next_ray.errors import CheckpointFormatError
 
@@ -94,6 +95,14 @@ def discover(paths: Sequence[str]) -> tuple[list[Found], list[str]]:
     return found, notes
 
 
+def step_folder(weights: Path) -> Path:
+    """The checkpoint's folder whose weights lie in `weights`: further up in verl's layouts."""
+    for inside in INSIDE:
+        if weights.parts[-len(Path(inside).parts) :] == Path(inside).parts:
+            return weights.parents[len(Path(inside).parts) - 1]
+    return weights
+
+
 def gaps(steps: Sequence[int]) -> list[str]:
     """A sentence when checkpoints are missing from an even spacing."""
     distances = [later - earlier for earlier, later in pairwise(steps)]
@@ -120,9 +129,16 @@ def _scan(path: str, folder: Path, notes: list[str]) -> list[_Candidate]:
         what = "is a file; give its folder" if folder.is_file() else "does not exist"
         raise CheckpointFormatError(f"{path} {what}.")
     own = _recognise(folder)
-    below = [(child, _recognise(child)) for child in sorted(folder.iterdir()) if child.is_dir() and not child.name.startswith((".", "_"))]
+    children = [child for child in sorted(folder.iterdir()) if child.is_dir() and not child.name.startswith((".", "_"))]
+    below = [(child, _recognise(child)) for child in children]
+    results = [child.name for child, found in below if found is not None and _is_extrapolated(found)]
+    below = [(child, found) for child, found in below if child.name not in results]
+    if results:
+        notes.append(f"{folder}: {_listed(results)} was extrapolated, not trained ({LINEAGE_FILE} is in it), and is left aside.")
     steps = [(child, found) for child, found in below if _named_step(child) is not None]
     if own is not None and not any(found for _, found in steps):
+        if _is_extrapolated(own):
+            raise CheckpointFormatError(f"{path} was extrapolated ({LINEAGE_FILE} is in it), not trained. Name checkpoints of a trainer.")
         return [own]
     if own is not None:
         notes.append(f"{folder} holds weights itself, without a step; only the checkpoints below it are read.")
@@ -130,8 +146,10 @@ def _scan(path: str, folder: Path, notes: list[str]) -> list[_Candidate]:
         if found is None:
             raise CheckpointFormatError(f"{child} looks like a checkpoint but {_why_not(child)}")
     if steps and (stepless := [child.name for child, found in below if found is not None and _named_step(child) is None]):
-        notes.append(f"{folder}: {', '.join(stepless[:3])} has weights but no step in its name and is left aside.")
+        notes.append(f"{folder}: {_listed(stepless)} has weights but no step in its name and is left aside.")
     chosen = steps or [(child, found) for child, found in below if found is not None]
+    if not chosen and results:
+        raise CheckpointFormatError(f"{folder} holds only results of extrapolation ({_listed(results)}). Name checkpoints of a trainer.")
     if not chosen:
         raise CheckpointFormatError(f"{folder} is no checkpoint and holds none: it {_why_not(folder)}")
     return [found for _, found in chosen if found is not None]
@@ -146,6 +164,14 @@ def _recognise(folder: Path) -> _Candidate | None:
         if (place / MODEL_CONFIG).is_file() and any(next(place.glob(pattern), None) for pattern in MODEL_WEIGHTS):
             return _Candidate(folder, place, "dense")
     return None
+
+
+def _is_extrapolated(candidate: _Candidate) -> bool:
+    return any((place / LINEAGE_FILE).is_file() for place in (candidate.given, candidate.folder))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" (and {len(names) - 3} more)" if len(names) > 3 else "")
 
 
 def _why_not(folder: Path) -> str:

@@ -5,6 +5,7 @@ Nothing but headers and configurations is read here; weights are read module by 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
 from next_ray.checkpoints.adapters import SavedTensors, StoredAdapter, StoredFactors, open_peft_folder
@@ -12,8 +13,6 @@ from next_ray.checkpoints.bases import CheckedBase, find_base, match_adapter, ma
 from next_ray.checkpoints.discover import Found, discover, gaps
 from next_ray.checkpoints.imported import Imported, NothingSaved, Source
 from next_ray.checkpoints.models import SavedVectors, StoredMatrix, open_model_folder, same_tensors
-from next_ray.checkpoints.store_run import is_run, open_run
-from next_ray.delta.dense import DenseHistory
 from next_ray.delta.history import FactorHistory
 from next_ray.delta.trajectory import WeightTrajectory
 from next_ray.errors import CheckpointFormatError
@@ -55,6 +54,11 @@ def open_trajectory(
     return _from_models(found, base, notes) if found[0].kind == "dense" else _from_adapters(found, base, keep_saved, notes)
 
 
+def is_run(path: str) -> bool:
+    """Whether a path names a run of our store: a URL, or a local run folder."""
+    return "://" in path or all(os.path.isdir(os.path.join(path, part)) for part in ("manifests", "objects"))
+
+
 def _from_adapters(found: list[Found], base: str | None, keep_saved: bool, notes: list[str]) -> Imported:
     folders = [open_peft_folder(checkpoint.folder) for checkpoint in found]
     adapters = tuple(folder.adapter for folder in folders)
@@ -73,6 +77,8 @@ def _from_adapters(found: list[Found], base: str | None, keep_saved: bool, notes
 
 
 def _from_run(path: str, base: str | None, segment: int | None, endpoint_url: str | None) -> Imported:
+    from next_ray.checkpoints.store_run import open_run  # no folder of checkpoints should wait for a store's libraries
+
     run = open_run(path, segment, endpoint_url)
     checked = find_base(base, {run.url: run.base_name}, run.base_fingerprint)
     sources = [
@@ -92,6 +98,11 @@ def _adapter_import(
     sources: Sequence[Source], adapters: tuple[StoredAdapter, ...], checked: CheckedBase, notes: list[str], config: Mapping[str, object]
 ) -> Imported:
     _same_modules(adapters)
+    if whole := list(adapters[0].saved):
+        notes.append(
+            f"{', '.join(whole[:3])}{f' (and {len(whole) - 3} more)' if len(whole) > 3 else ''} was trained whole (modules_to_save): not "
+            "extrapolated, results take it from the last checkpoint."
+        )
     renamed: dict[str, str] = {}
     if checked.model is not None:
         renamed = match_adapter(adapters[0], checked.model)
@@ -114,13 +125,19 @@ def _adapter_import(
 
 def _from_models(found: list[Found], base: str | None, notes: list[str]) -> Imported:
     if base is None:
-        raise CheckpointFormatError(f"{found[0].folder} is a full model: give the folder of the base that training started from.")
+        raise CheckpointFormatError(
+            f"{found[0].folder} is a full model: give the folder of the base that training started from (--base FOLDER)."
+        )
     checked = find_base(base, {})
     if checked.model is None:
-        raise CheckpointFormatError(f"The base {base!r} is not a folder here; full checkpoints are compared with it, so it is needed.")
+        raise CheckpointFormatError(
+            f"The base {base!r} is not a folder here; full checkpoints are compared with it, so it is needed (--base FOLDER)."
+        )
     models = (checked.model, *(open_model_folder(checkpoint.folder) for checkpoint in found))
     for model in models[1:]:
         same_tensors(model, checked.model)
+    from next_ray.delta.dense import DenseHistory  # no mistake should wait for torch
+
     steps = tuple(checkpoint.step for checkpoint in found)
     saved = SavedVectors(models)
     if saved.names:

@@ -6,7 +6,6 @@ those of a bucket are copied once, under their hash, into the cache that prepare
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +29,6 @@ class StoredRun:
     base_name: str
     base_fingerprint: str
     notes: tuple[str, ...]
-
-
-def is_run(path: str) -> bool:
-    """Whether a path names a run of our store: a URL, or a local run folder."""
-    return "://" in path or all(os.path.isdir(os.path.join(path, part)) for part in ("manifests", "objects"))
 
 
 def open_run(path: str, segment: int | None, endpoint_url: str | None) -> StoredRun:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from next_ray.errors import ConfigError, NextRayError
+from next_ray.commands.accuracies import read_accuracies
+from next_ray.commands.ending import ended
+from next_ray.commands.request import Choice, Method, Target
+from next_ray.errors import ConfigError
 
-if TYPE_CHECKING:
-    from next_ray.commands.candidates import Choice, Target
-
-USER_ERROR = 2
-INTERRUPTED = 130
 EXAMPLES = """\
 examples:
   python -m next_ray.extrapolate grpo/checkpoint-* --output jumped
@@ -27,31 +26,24 @@ PATH is a PEFT, TRL, verl, OpenRLHF or Hugging Face checkpoint, a folder of them
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, do, and turn every user error into one paragraph and exit code 2."""
+    """Parse and do; returns the exit code."""
+    return ended(lambda: _run(argv), "nothing was written")
+
+
+def _run(argv: Sequence[str] | None) -> None:
     parser = _parser()
     arguments = parser.parse_args(argv)
-    try:
-        if arguments.list:
-            from next_ray.extrapolate.methods.registry import describe
+    if arguments.list:
+        from next_ray.extrapolate.methods.registry import describe
 
-            print(describe())
-            return 0
-        if not arguments.paths or (arguments.output is None and not arguments.dry_run):
-            parser.error("checkpoints (PATH...) and --output DIR are needed")
-        from next_ray.commands.candidates import extrapolate, plan  # not before --help, which should not wait for torch
+        print(describe())
+        return
+    if not arguments.paths or (arguments.output is None and not arguments.dry_run):
+        parser.error("checkpoints (PATH...) and --output DIR are needed")
+    choice, target = _choice(arguments), _target(arguments)
+    from next_ray.commands.candidates import extrapolate, plan  # --help and mistakes should not wait for it
 
-        choice, target = _choice(arguments), _target(arguments)
-        if arguments.dry_run:
-            _print(plan(arguments.paths, choice, target))
-        else:
-            _print(extrapolate(arguments.paths, choice, target))
-    except NextRayError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt:
-        print("\ninterrupted; nothing was written", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    _print((plan if arguments.dry_run else extrapolate)(arguments.paths, choice, target))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,13 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", type=Path, metavar="DIR", help="folder to make; with several candidates one sub-folder each (two-point@1.5)")
     add("--overwrite", action="store_true", help="replace DIR if it holds an earlier result")
     add("--method", nargs="+", default=["next"], metavar="NAME", help="methods (default: next); --list describes them")
-    add("--alpha", nargs="+", type=float, metavar="A", help="how far to go, in horizons (default: the method's own grid)")
+    add("--alpha", nargs="+", type=_finite, metavar="A", help="how far to go, in horizons (default: the method's own grid)")
     add("--horizon", type=int, metavar="K", help="checkpoints that one step of alpha 1 looks ahead (default: a third of them)")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="the method's settings; METHOD.KEY=VALUE with several methods")
     width = parser.add_mutually_exclusive_group()
     width.add_argument("--rank", type=int, metavar="R", help="recompress adapters to rank R, with the error reported")
     width.add_argument("--exact", action="store_true", help="adapters as wide as exactness needs (the default)")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of adapters; merged models keep the base's dtype")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help="of adapters (default: float32); merged models keep the base's")
     add("--merge", action="store_true", help="write merged models instead of adapters")
     add("--base", metavar="MODEL", help="the base model: a folder or a hub name (default: what the checkpoints name)")
     add("--no-verify", action="store_true", help="do not compare a merged model with base + adapter (two models are loaded)")
@@ -89,9 +81,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _choice(arguments: argparse.Namespace) -> Choice:
-    from next_ray.commands.accuracies import read_accuracies
-    from next_ray.commands.candidates import Choice, Method
-
     names = list(dict.fromkeys(arguments.method))
     return Choice(
         methods=tuple(Method(name, _settings(name, names, arguments.set)) for name in names),
@@ -107,10 +96,10 @@ def _choice(arguments: argparse.Namespace) -> Choice:
 
 
 def _target(arguments: argparse.Namespace) -> Target:
-    from next_ray.commands.candidates import Target
-
     if arguments.merge and (arguments.rank is not None or arguments.exact):
         raise ConfigError("--rank and --exact are about adapters; a merged model (--merge) has no rank. Leave one of them out.")
+    if arguments.merge and arguments.dtype:
+        raise ConfigError("--dtype is about adapters; a merged model (--merge) keeps the base's dtype. Leave one of them out.")
     if arguments.rank is not None and arguments.rank < 1:
         raise ConfigError(f"--rank must be at least 1, got {arguments.rank}.")
     return Target(
@@ -118,7 +107,7 @@ def _target(arguments: argparse.Namespace) -> Target:
         base=arguments.base,
         merge=arguments.merge,
         rank=arguments.rank,
-        dtype=arguments.dtype,
+        dtype=arguments.dtype or "float32",
         verify=not arguments.no_verify,
         overwrite=arguments.overwrite,
     )
@@ -138,7 +127,20 @@ def _settings(method: str, methods: Sequence[str], words: Sequence[str]) -> dict
             raise ConfigError(f"--set {word}: several methods run; say whose setting it is, for example {method}.{key}={text}.")
         if not dot or owner == method:
             settings[key] = _scalar(text)
+            if isinstance(settings[key], float) and not math.isfinite(settings[key]):
+                raise ConfigError(f"--set {word}: {text} is not a finite number.")
     return settings
+
+
+def _finite(text: str) -> float:
+    """A number for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
 
 
 def _scalar(text: str) -> Any:

@@ -9,46 +9,43 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from next_ray.checkpoints.imported import Imported
-from next_ray.checkpoints.open import open_trajectory
 from next_ray.commands.accuracies import read_accuracies
-from next_ray.commands.progress import shown
-from next_ray.commands.workers import with_sharded_triplets
-from next_ray.errors import ConfigError, NextRayError
-from next_ray.extrapolate.methods.registry import METHODS, make
-from next_ray.inspect.analysis import Inspection, checked_horizon, inspect_trajectory
-from next_ray.inspect.console import make_console, show
-from next_ray.inspect.document import document
+from next_ray.commands.ending import ended
+from next_ray.errors import ConfigError
 
-USER_ERROR = 2
-INTERRUPTED = 130
+if TYPE_CHECKING:
+    from next_ray.checkpoints.imported import Imported
+    from next_ray.inspect.analysis import Inspection
+
 SLOW = {"next-released": "the predictor as published is slow to fit and there for comparison; name it under --methods to try it"}
 """Methods that are tried only when they are named, and why."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, inspect, and turn every user error into one paragraph and exit code 2."""
+    """Parse and inspect; returns the exit code."""
+    return ended(lambda: _run(argv), "nothing was written")
+
+
+def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_args(argv)
-    try:
-        _check_targets(arguments.json, arguments.plots)
-        imported, inspection = _inspect(arguments)
-        show(inspection, make_console())
-        if arguments.json is not None:
-            _write_json(arguments.json, document(inspection, _origin(imported)))
-        if arguments.plots is not None:
-            _write_plots(arguments.plots, inspection)
-    except NextRayError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt:
-        print("\ninterrupted; nothing was written", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    _check_targets(arguments.json, arguments.plots)
+    imported, inspection = _inspect(arguments)
+    from next_ray.inspect.console import make_console, show
+
+    show(inspection, make_console())
+    if arguments.json is not None:
+        from next_ray.inspect.document import document
+
+        _write_json(arguments.json, document(inspection, _origin(imported)))
+    if arguments.plots is not None:
+        _write_plots(arguments.plots, inspection)
 
 
 def _parser() -> argparse.ArgumentParser:
+    from next_ray.extrapolate.methods.registry import METHODS
+
     parser = argparse.ArgumentParser(
         prog="python -m next_ray.inspect",
         description="Tell whether a trajectory of checkpoints is worth extrapolating: how concentrated and how straight it is, and how "
@@ -72,19 +69,29 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _inspect(arguments: argparse.Namespace) -> tuple[Imported, Inspection]:
+    """Heavy libraries are imported when names and paths are known to be right."""
+    from next_ray.extrapolate.methods.registry import METHODS, make
+
     names = list(dict.fromkeys(arguments.methods or [name for name in METHODS if name not in SLOW]))
     methods = [make(name) for name in names]
     if arguments.workers < 0:
         raise ConfigError(f"--workers is a number of Ray workers and must be at least 0, got {arguments.workers}.")
     accuracies = read_accuracies(arguments.accuracies) if arguments.accuracies is not None else None
+    from next_ray.checkpoints.open import open_trajectory
+    from next_ray.commands.progress import shown
+
     with shown() as progress:
         progress("reading checkpoints", 0, None)
         imported = open_trajectory(arguments.paths, arguments.base, segment=arguments.segment, endpoint_url=arguments.endpoint_url)
         if accuracies is not None:
             imported = imported.with_accuracies(accuracies)
         trajectory = imported.trajectory
+        from next_ray.inspect.analysis import checked_horizon, inspect_trajectory
+
         horizon = checked_horizon(arguments.horizon, trajectory.num_checkpoints)
         if arguments.workers:
+            from next_ray.commands.workers import with_sharded_triplets
+
             progress("singular triplets on Ray workers", 0, None)
             trajectory = with_sharded_triplets(
                 trajectory, horizon, arguments.workers, arguments.paths, arguments.base, arguments.segment, arguments.endpoint_url

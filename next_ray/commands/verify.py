@@ -51,6 +51,10 @@ def verify_merged(merged: Path, base: Path, adapter: Path, renamed: Mapping[str,
         probe = torch.from_numpy(draw.integers(0, model.config.vocab_size, (PROBE_ROWS, PROBE_TOKENS)))
         expected = model(input_ids=probe).logits.numpy()
         del model
+        if not np.isfinite(expected).all():
+            raise ExtrapolationError(
+                "With the extrapolated weights the model's logits are beyond float32: they go too far. Lower alpha. Nothing was kept."
+            )
         model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
         found = model.eval()(input_ids=probe).logits.numpy()  # pyright: ignore[reportCallIssue]
     difference = float(np.abs(found - expected).max() / np.abs(expected).max())

@@ -60,10 +60,10 @@ def to_adapter(plans: Plans, trajectory: WeightTrajectory, rank: int | None = No
         kept = _checkpoint(plan, history, scale)
         if kept is not None and (rank is None or kept.rank <= rank):
             adapter[name] = kept
-            energy += _energy(kept.b.astype(np.float64) * kept.scale, kept.a.astype(np.float64))
+            energy += energy_of(kept.b.astype(np.float64) * kept.scale, kept.a.astype(np.float64))
             continue
         pair = _factors(realize(plan, history, name), name, rank)
-        own = _energy(pair.left, pair.right)
+        own = energy_of(pair.left, pair.right)
         if not own < LARGEST**2:
             raise ExtrapolationError(
                 f"Module {name!r}: the extrapolated weights are beyond float32. Lower alpha, or check the checkpoints."
@@ -126,7 +126,7 @@ def _within(
     return found.adapter[name], found.truncation_error
 
 
-def _energy(left: np.ndarray, right: np.ndarray) -> float:
+def energy_of(left: np.ndarray, right: np.ndarray) -> float:
     """|left @ right|_F^2 without the product; at least 0 whatever the rounding."""
     with np.errstate(over="ignore", invalid="ignore"):
         return max(float(np.sum((left.T @ left) * (right @ right.T))), 0.0)

@@ -25,7 +25,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from next_ray.adapter import CONFIG_FILE, WEIGHTS_FILE
 from next_ray.checkpoints.open import open_trajectory
 from next_ray.checkpoints.tensor_writer import write_tensors
-from next_ray.commands.candidates import Choice, Method, Target, extrapolate, plan
+from next_ray.commands.candidates import extrapolate, plan
+from next_ray.commands.request import Choice, Method, Target
 from next_ray.errors import ConfigError, NextRayError
 from next_ray.extrapolate.methods.registry import METHODS, make
 from next_ray.inspect.analysis import default_horizon, inspect_trajectory

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from next_ray.checkpoints import export, tensor_writer
 from next_ray.checkpoints.adapters import read_peft_folder
 from next_ray.checkpoints.card import clean
-from next_ray.checkpoints.export import export_adapter, vllm_rank
+from next_ray.checkpoints.export import Result, export_adapter, vllm_rank
 from next_ray.delta.trajectory import WeightTrajectory, from_adapters
 from next_ray.errors import ExtrapolationError, StoreError
 from next_ray.extrapolate.plan import Dropout, ModulePlan
@@ -59,7 +59,7 @@ def test_exact_adapters_have_the_stacked_rank_and_the_plans_deltas(
     kind: str, rank: int, base: Path, trajectory: WeightTrajectory, tmp_path: Path
 ) -> None:
     plans = with_triplets(trajectory) if kind == "triplet" else two_point(trajectory, 1.5)
-    written = export_adapter(tmp_path / "out", plans, trajectory, LINEAGE)
+    written = export_adapter(tmp_path / "out", Result(plans, trajectory, LINEAGE))
     assert written.facts["rank"] == rank and written.facts["truncation_error"] == 0.0
     for name, delta in peft_deltas(base, tmp_path / "out").items():
         expected = dense_delta(plans[name], trajectory, name)
@@ -68,7 +68,7 @@ def test_exact_adapters_have_the_stacked_rank_and_the_plans_deltas(
 
 def test_recompressed_is_the_best_approximation_and_says_what_it_lost(base: Path, trajectory: WeightTrajectory, tmp_path: Path) -> None:
     plans = with_triplets(trajectory)
-    written = export_adapter(tmp_path / "out", plans, trajectory, LINEAGE, rank=4)
+    written = export_adapter(tmp_path / "out", Result(plans, trajectory, LINEAGE), rank=4)
     lost = energy = 0.0
     for name, delta in peft_deltas(base, tmp_path / "out").items():
         expected = dense_delta(plans[name], trajectory, name)
@@ -81,7 +81,7 @@ def test_recompressed_is_the_best_approximation_and_says_what_it_lost(base: Path
 
 def test_a_plan_that_is_a_checkpoint_gives_its_factors_bit_for_bit(trajectory: WeightTrajectory, tmp_path: Path) -> None:
     plans = {name: ModulePlan(np.array([0.0, 1.0, 0.0])) for name in trajectory.modules}
-    export_adapter(tmp_path / "out", plans, trajectory, LINEAGE)
+    export_adapter(tmp_path / "out", Result(plans, trajectory, LINEAGE))
     for name, factors in read_peft_folder(tmp_path / "out").items():
         original = trajectory.modules[name].factors[1]  # type: ignore[attr-defined]
         assert factors.a.tobytes() == original.a.tobytes() and factors.b.tobytes() == original.b.tobytes()
@@ -100,7 +100,7 @@ def test_sources_of_mixed_rank_and_scale_become_one(base: Path, trajectory: Weig
         adapters.append(adapter)
     mixed = from_adapters([1, 2, 3], adapters)
     plans = two_point(mixed, 0.5)
-    export_adapter(tmp_path / "out", plans, mixed, LINEAGE)
+    export_adapter(tmp_path / "out", Result(plans, mixed, LINEAGE))
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["r"] == 8 and config["rank_pattern"] == config["alpha_pattern"] == {} and not config["use_rslora"]
     for name, delta in peft_deltas(base, tmp_path / "out").items():
@@ -110,7 +110,7 @@ def test_sources_of_mixed_rank_and_scale_become_one(base: Path, trajectory: Weig
 
 def test_modules_that_training_saved_whole_go_with_the_adapter(base: Path, trajectory: WeightTrajectory, tmp_path: Path) -> None:
     head = np.random.default_rng(0).normal(size=(32, 64)).astype(np.float32)
-    export_adapter(tmp_path / "out", two_point(trajectory, 1.0), trajectory, LINEAGE, saved={"lm_head.weight": head})
+    export_adapter(tmp_path / "out", Result(two_point(trajectory, 1.0), trajectory, LINEAGE, saved={"lm_head.weight": head}))
     model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(tmp_path / "out"))
     np.testing.assert_array_equal(model.base_model.model.lm_head.modules_to_save["default"].weight.detach().numpy(), head)
     assert "vLLM does not serve" in (tmp_path / "out" / "README.md").read_text()
@@ -119,8 +119,8 @@ def test_modules_that_training_saved_whole_go_with_the_adapter(base: Path, traje
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_narrow_dtypes_round_like_torch(dtype: str, trajectory: WeightTrajectory, tmp_path: Path) -> None:
     plans = two_point(trajectory, 1.0)
-    export_adapter(tmp_path / "wide", plans, trajectory, LINEAGE)
-    export_adapter(tmp_path / "narrow", plans, trajectory, LINEAGE, dtype=dtype)
+    export_adapter(tmp_path / "wide", Result(plans, trajectory, LINEAGE))
+    export_adapter(tmp_path / "narrow", Result(plans, trajectory, LINEAGE), dtype=dtype)
     wide, narrow = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("wide", "narrow"))
     for name, tensor in wide.items():
         assert torch.equal(narrow[name], tensor.to(getattr(torch, dtype)))
@@ -129,9 +129,9 @@ def test_narrow_dtypes_round_like_torch(dtype: str, trajectory: WeightTrajectory
 def test_removed_entries_need_a_rank(base: Path, trajectory: WeightTrajectory, tmp_path: Path) -> None:
     plans = {name: ModulePlan(plan.weights, drop=Dropout(0.5, 1)) for name, plan in two_point(trajectory, 0.5).items()}
     with pytest.raises(ExtrapolationError, match="--rank R"):
-        export_adapter(tmp_path / "out", plans, trajectory, LINEAGE)
+        export_adapter(tmp_path / "out", Result(plans, trajectory, LINEAGE))
     assert not list(tmp_path.iterdir())
-    written = export_adapter(tmp_path / "out", plans, trajectory, LINEAGE, rank=16)
+    written = export_adapter(tmp_path / "out", Result(plans, trajectory, LINEAGE), rank=16)
     assert 0 < written.facts["truncation_error"] < 1
     name = next(iter(plans))
     sigma = np.linalg.svd(dense_delta(plans[name], trajectory, name), compute_uv=False)
@@ -140,7 +140,7 @@ def test_removed_entries_need_a_rank(base: Path, trajectory: WeightTrajectory, t
 
 
 def test_the_lineage_and_the_card(trajectory: WeightTrajectory, tmp_path: Path) -> None:
-    export_adapter(tmp_path / "out", two_point(trajectory, 0.5), trajectory, LINEAGE)
+    export_adapter(tmp_path / "out", Result(two_point(trajectory, 0.5), trajectory, LINEAGE))
     record = json.loads((tmp_path / "out" / "next_ray_lineage.json").read_text())
     assert [p["step"] for p in record["parents"]] == [10, 20] and record["alpha"] == 0.5 and record["seed"] == 3
     assert record["evidence"] == {"back test": "beats persistence by 3 %"}
@@ -156,7 +156,7 @@ def test_the_lineage_and_the_card(trajectory: WeightTrajectory, tmp_path: Path) 
 
 def test_the_same_export_gives_the_same_bytes(trajectory: WeightTrajectory, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        export_adapter(tmp_path / name, two_point(trajectory, 0.5), trajectory, LINEAGE, rank=4)
+        export_adapter(tmp_path / name, Result(two_point(trajectory, 0.5), trajectory, LINEAGE), rank=4)
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
 
@@ -180,10 +180,10 @@ def test_an_existing_folder_is_refused_and_only_exports_are_overwritten(trajecto
     (out / "thesis.txt").write_text("two years of work")
     for overwrite in (False, True):
         with pytest.raises(StoreError, match="exists already" if not overwrite else "not an earlier export"):
-            export_adapter(out, plans, trajectory, LINEAGE, overwrite=overwrite)
+            export_adapter(out, Result(plans, trajectory, LINEAGE), overwrite=overwrite)
     assert (out / "thesis.txt").read_text() == "two years of work"
-    export_adapter(tmp_path / "new", plans, trajectory, LINEAGE)
-    export_adapter(tmp_path / "new", plans, trajectory, LINEAGE, rank=2, overwrite=True)
+    export_adapter(tmp_path / "new", Result(plans, trajectory, LINEAGE))
+    export_adapter(tmp_path / "new", Result(plans, trajectory, LINEAGE), rank=2, overwrite=True)
     assert json.loads((tmp_path / "new" / "adapter_config.json").read_text())["r"] == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "out"]
 
@@ -196,7 +196,7 @@ def test_a_failure_leaves_what_was_there(
     """The card is the last thing written: everything else lies in the draft by then."""
     plans = two_point(trajectory, 0.5)
     if existing:
-        export_adapter(tmp_path / "out", plans, trajectory, LINEAGE, rank=2)
+        export_adapter(tmp_path / "out", Result(plans, trajectory, LINEAGE), rank=2)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     def fail(record: Any) -> str:
@@ -204,17 +204,17 @@ def test_a_failure_leaves_what_was_there(
 
     monkeypatch.setattr(export, "model_card", fail)
     with pytest.raises(StoreError if isinstance(failure, OSError) else KeyboardInterrupt):
-        export_adapter(tmp_path / "out", plans, trajectory, LINEAGE, overwrite=existing)
+        export_adapter(tmp_path / "out", Result(plans, trajectory, LINEAGE), overwrite=existing)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_a_full_disk_is_a_paragraph(trajectory: WeightTrajectory) -> None:
     with pytest.raises(StoreError, match="could not be written"):
-        export_adapter(Path("/proc/nowhere/out"), two_point(trajectory, 0.5), trajectory, LINEAGE)
+        export_adapter(Path("/proc/nowhere/out"), Result(two_point(trajectory, 0.5), trajectory, LINEAGE))
 
 
 @pytest.mark.parametrize("alpha", [1e60, 1e300])
 def test_what_is_not_finite_is_refused(alpha: float, trajectory: WeightTrajectory, tmp_path: Path) -> None:
     with pytest.raises(ExtrapolationError, match="Lower alpha"):
-        export_adapter(tmp_path / "out", two_point(trajectory, alpha), trajectory, LINEAGE)
+        export_adapter(tmp_path / "out", Result(two_point(trajectory, alpha), trajectory, LINEAGE))
     assert not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from next_ray.checkpoints.export import export_adapter, export_merged
+from next_ray.checkpoints.export import Result, export_adapter, export_merged
 from next_ray.config import DataSection, RolloutSection
 from next_ray.delta.trajectory import from_adapters
 from next_ray.extrapolate.methods.registry import make
@@ -48,9 +48,9 @@ def test_candidates_load_and_say_what_peft_says(tmp_path: Path) -> None:
     folders = {"exact": None, "rank 6": 6}
     needed = set()
     for name, rank in folders.items():
-        export_adapter(tmp_path / name, plans, trajectory, LINEAGE, rank=rank)
+        export_adapter(tmp_path / name, Result(plans, trajectory, LINEAGE), rank=rank)
         needed.add(json.loads((tmp_path / name / "next_ray_lineage.json").read_text())["result"]["vllm_max_lora_rank"])
-    export_merged(tmp_path / "merged", plans, trajectory, LINEAGE, base)
+    export_merged(tmp_path / "merged", Result(plans, trajectory, LINEAGE), base)
     assert needed == {16, 8}
 
     spec = EngineSpec(

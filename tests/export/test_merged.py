@@ -16,7 +16,7 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from next_ray.checkpoints.export import export_adapter, export_merged
+from next_ray.checkpoints.export import Result, export_adapter, export_merged
 from next_ray.checkpoints.tensor_writer import decode, encode, sha256_of
 from next_ray.commands.verify import verify_merged
 from next_ray.delta.trajectory import WeightTrajectory
@@ -58,7 +58,7 @@ def test_merged_is_base_plus_delta_rounded_once(dtype: str, tied: bool, shards: 
     base = bases(dtype, tied, shards)
     trajectory = lora_trajectory(base)
     plans = two_point(trajectory, 0.5)
-    written = export_merged(tmp_path / "out", plans, trajectory, LINEAGE, base)
+    written = export_merged(tmp_path / "out", Result(plans, trajectory, LINEAGE), base)
     before, after = tensors_of(base), tensors_of(tmp_path / "out")
     assert list(before) == list(after) and ("lm_head.weight" not in after) == tied
     assert len(list(base.glob("*.safetensors"))) == len(list((tmp_path / "out").glob("*.safetensors"))) and shards == (
@@ -87,8 +87,8 @@ def test_logits_are_those_of_base_and_adapter(dtype: str, tolerance: float, base
     base = bases(dtype)
     trajectory = lora_trajectory(base)
     plans = two_point(trajectory, 0.5)
-    export_merged(tmp_path / "merged", plans, trajectory, LINEAGE, base)
-    export_adapter(tmp_path / "adapter", plans, trajectory, LINEAGE)
+    export_merged(tmp_path / "merged", Result(plans, trajectory, LINEAGE), base)
+    export_adapter(tmp_path / "adapter", Result(plans, trajectory, LINEAGE))
     expected, found = logits(base, tmp_path / "adapter"), logits(tmp_path / "merged")
     scale = np.abs(expected).max()
     assert np.abs(found - expected).max() < tolerance * scale < np.abs(expected - logits(base)).max()
@@ -99,8 +99,8 @@ def test_merging_agrees_with_peft(bases: Bases, tmp_path: Path) -> None:
     base = bases("float32")
     trajectory = lora_trajectory(base)
     plans = two_point(trajectory, 1.0)
-    export_merged(tmp_path / "merged", plans, trajectory, LINEAGE, base)
-    export_adapter(tmp_path / "adapter", plans, trajectory, LINEAGE)
+    export_merged(tmp_path / "merged", Result(plans, trajectory, LINEAGE), base)
+    export_adapter(tmp_path / "adapter", Result(plans, trajectory, LINEAGE))
     model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(tmp_path / "adapter"))
     by_peft = model.merge_and_unload().state_dict()
     for name, tensor in tensors_of(tmp_path / "merged").items():
@@ -110,8 +110,8 @@ def test_merging_agrees_with_peft(bases: Bases, tmp_path: Path) -> None:
 def test_verification_notices_another_adapter_and_another_base(bases: Bases, tmp_path: Path) -> None:
     base = bases("float32")
     trajectory = lora_trajectory(base)
-    export_merged(tmp_path / "merged", two_point(trajectory, 1.0), trajectory, LINEAGE, base)
-    export_adapter(tmp_path / "other", two_point(trajectory, 1.1), trajectory, LINEAGE)
+    export_merged(tmp_path / "merged", Result(two_point(trajectory, 1.0), trajectory, LINEAGE), base)
+    export_adapter(tmp_path / "other", Result(two_point(trajectory, 1.1), trajectory, LINEAGE))
     with pytest.raises(ExtrapolationError, match=r"not base \+ delta"):
         verify_merged(tmp_path / "merged", base, tmp_path / "other")
 
@@ -120,7 +120,7 @@ def test_removed_entries_merge(bases: Bases, tmp_path: Path) -> None:
     base = bases("float32")
     trajectory = lora_trajectory(base)
     plans = {name: ModulePlan(plan.weights, drop=Dropout(0.5, 1)) for name, plan in two_point(trajectory, 0.5).items()}
-    export_merged(tmp_path / "out", plans, trajectory, LINEAGE, base)
+    export_merged(tmp_path / "out", Result(plans, trajectory, LINEAGE), base)
     before, after = tensors_of(base), tensors_of(tmp_path / "out")
     name = next(iter(plans))
     moved = after[f"{name}.weight"] != before[f"{name}.weight"]
@@ -131,20 +131,20 @@ def test_modules_saved_whole_replace_the_bases(bases: Bases, tmp_path: Path) -> 
     base = bases("bfloat16")
     trajectory, head = lora_trajectory(base), np.random.default_rng(0).normal(size=(32, 64)).astype(np.float32)
     plans = two_point(trajectory, 0.5)
-    export_merged(tmp_path / "out", plans, trajectory, LINEAGE, base, saved={"lm_head.weight": head})
+    export_merged(tmp_path / "out", Result(plans, trajectory, LINEAGE, saved={"lm_head.weight": head}), base)
     assert torch.equal(tensors_of(tmp_path / "out")["lm_head.weight"], torch.from_numpy(head).bfloat16())
     with pytest.raises(ModelError, match=r"no tensor 'lm_head\.weight'"):
-        export_merged(tmp_path / "tied", plans, trajectory, LINEAGE, bases("bfloat16", tied=True), saved={"lm_head.weight": head})
+        export_merged(tmp_path / "tied", Result(plans, trajectory, LINEAGE, saved={"lm_head.weight": head}), bases("bfloat16", tied=True))
 
 
 def test_a_merge_that_changes_nothing_is_an_error(bases: Bases, tmp_path: Path) -> None:
     base = bases("bfloat16")
     trajectory = lora_trajectory(base, amplitude=1e-9)
     with pytest.raises(ExtrapolationError, match=r"identical to the base .* lost in rounding"):
-        export_merged(tmp_path / "out", two_point(trajectory, 0.5), trajectory, LINEAGE, base)
+        export_merged(tmp_path / "out", Result(two_point(trajectory, 0.5), trajectory, LINEAGE), base)
     nothing = {name: ModulePlan(np.zeros(3)) for name in trajectory.modules}
     with pytest.raises(ExtrapolationError, match="moves no module"):
-        export_merged(tmp_path / "out", nothing, trajectory, LINEAGE, base)
+        export_merged(tmp_path / "out", Result(nothing, trajectory, LINEAGE), base)
     assert not list(tmp_path.iterdir())
 
 
@@ -152,16 +152,16 @@ def test_the_wrong_base_is_refused(bases: Bases, tmp_path: Path) -> None:
     trajectory = lora_trajectory(bases())
     renamed = WeightTrajectory(trajectory.steps, {f"transformer.{name}": module for name, module in trajectory.modules.items()})
     with pytest.raises(ModelError, match="no tensor 'transformer"):
-        export_merged(tmp_path / "out", two_point(renamed, 0.5), renamed, LINEAGE, bases())
+        export_merged(tmp_path / "out", Result(two_point(renamed, 0.5), renamed, LINEAGE), bases())
     names = list(trajectory.modules)
     swapped = WeightTrajectory(trajectory.steps, dict(zip(names, reversed(list(trajectory.modules.values())), strict=True)))
     with pytest.raises(ModelError, match="has shape"):
-        export_merged(tmp_path / "out", two_point(swapped, 0.5), swapped, LINEAGE, bases())
+        export_merged(tmp_path / "out", Result(two_point(swapped, 0.5), swapped, LINEAGE), bases())
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text("{}")
     torch.save({"x": torch.zeros(2)}, tmp_path / "empty" / "pytorch_model.bin")
     with pytest.raises(ModelError, match="are pickles"):
-        export_merged(tmp_path / "out", two_point(trajectory, 0.5), trajectory, LINEAGE, tmp_path / "empty")
+        export_merged(tmp_path / "out", Result(two_point(trajectory, 0.5), trajectory, LINEAGE), tmp_path / "empty")
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
@@ -169,7 +169,7 @@ def test_a_delta_too_large_for_the_dtype_is_refused(bases: Bases, tmp_path: Path
     base = bases("float16")
     trajectory = lora_trajectory(base)
     with pytest.raises(ExtrapolationError, match="as F16"):
-        export_merged(tmp_path / "out", two_point(trajectory, 1e7), trajectory, LINEAGE, base)
+        export_merged(tmp_path / "out", Result(two_point(trajectory, 1e7), trajectory, LINEAGE), base)
     assert not list(tmp_path.iterdir())
 
 

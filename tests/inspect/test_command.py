@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from next_ray.commands import inspect as command
 from next_ray.commands.inspect import main
 from next_ray.delta.trajectory import WeightTrajectory
+from next_ray.inspect import analysis
 from tests.inspect.trajectories import RANK, line, random_walk
 
 FAST = ["--methods", "persistence", "linear-fit", "no-op"]
@@ -113,7 +113,7 @@ def test_an_interruption_ends_with_130_and_writes_nothing(tmp_path, capsys, monk
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "inspect_trajectory", interrupted)
+    monkeypatch.setattr(analysis, "inspect_trajectory", interrupted)
     target = tmp_path / "out.json"
     assert main([str(tmp_path / "run"), "--json", str(target)]) == 130
     assert "interrupted" in capsys.readouterr().err and not target.exists()
