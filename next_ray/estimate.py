@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from next_ray.config import Config
+from next_ray.delta.factors import GRAM_BATCH_BYTES
 from next_ray.model_facts import ModelFacts
 from next_ray.progress import Progress, Schedule
 from next_ray.rollout.spec import LORA_RANKS
@@ -112,6 +113,12 @@ def learner_bundle(*, on_gpu: bool) -> dict[str, float]:
     return {"CPU": 1, "GPU": 1} if on_gpu else {"CPU": 1}
 
 
+def delta_bundle(config: Config) -> dict[str, float]:
+    """One delta worker's bundle: its share of a GPU where it wants one, else nothing."""
+    plan = config.extrapolation
+    return {"GPU": plan.gpus_per_delta_worker} if plan.enabled and plan.gpus_per_delta_worker > 0 else {}
+
+
 def placement(config: Config, *, on_gpu: bool) -> tuple[Placed, ...]:
     """What the run asks of the cluster, actor by actor."""
     cluster = config.cluster
@@ -123,7 +130,7 @@ def placement(config: Config, *, on_gpu: bool) -> tuple[Placed, ...]:
         Placed("checkpoint archive", 1, {}, {}),
     ]
     if config.extrapolation.enabled:
-        rows.append(Placed("delta worker", config.extrapolation.delta_workers, {}, {}))
+        rows.append(Placed("delta worker", config.extrapolation.delta_workers, delta_bundle(config), {}))
         rows.append(Placed("predictor", 1, {}, {}))
     return tuple(rows)
 
@@ -182,6 +189,23 @@ def learner_memory(config: Config, facts: ModelFacts) -> tuple[Memory, ...]:
         Memory("adapter masters and Adam moments, float32", adapter * 12 / shares[0]),
         Memory("activations of a full micro batch", learner.micro_batch_tokens * activation_bytes_per_token(config, facts)),
         Memory("logits and their gradient", learner.micro_batch_tokens * facts.vocab_size * (width + 2 * 4)),
+    )
+
+
+def delta_memory(config: Config, facts: ModelFacts) -> tuple[Memory, ...]:
+    """Memory of one delta worker: of its GPU where it has a share of one, else of the host.
+
+    On a GPU a module is in work at a time, with its origin, previous and current checkpoint in float64. On a CPU a portion of the
+    modules is, with deltas of 5R columns; the factors that a worker remembers are in the host's memory in both cases.
+    """
+    plan, lora = config.extrapolation, config.learner.lora
+    if delta_bundle(config):
+        longest = max((shape.out_features + shape.in_features for shape in facts.targeted(lora.target_modules)), default=0)
+        return (Memory("three checkpoints of the largest module, float64", 8 * 3 * lora.rank * longest),)
+    share = facts.lora_parameters(lora.rank, lora.target_modules) / plan.delta_workers
+    return (
+        Memory(f"factors of the last {plan.horizon + 1} checkpoints, float32", 4 * (plan.horizon + 1) * share),
+        Memory("deltas in work, float64, and their copies by shape", 2 * min(8 * 5 * share, GRAM_BATCH_BYTES)),
     )
 
 

@@ -43,8 +43,11 @@ class ModelFacts:
 
     def lora_parameters(self, rank: int, target_modules: str | list[str] = "all-linear") -> int:
         """Parameters of an adapter of `rank` on the targeted linear layers: sum of R * (O + I)."""
-        chosen = self.linears if target_modules == "all-linear" else [s for s in self.linears if s.name in target_modules]
-        return sum(s.count * rank * (s.out_features + s.in_features) for s in chosen)
+        return sum(s.count * rank * (s.out_features + s.in_features) for s in self.targeted(target_modules))
+
+    def targeted(self, target_modules: str | list[str] = "all-linear") -> list[LinearShape]:
+        """The linear layers that get an adapter."""
+        return [s for s in self.linears if target_modules == "all-linear" or s.name in target_modules]
 
 
 def facts_from_config(name: str, config: Mapping[str, Any]) -> ModelFacts | None:

@@ -8,6 +8,7 @@ from next_ray.config import Config
 from next_ray.estimate import (
     activation_bytes_per_token,
     batch_sizes,
+    delta_memory,
     engine_memory,
     kv_bytes_per_token,
     learner_memory,
@@ -65,6 +66,26 @@ def test_placement_counts_every_bundle() -> None:
     assert sum(row.total("CPU") for row in rows) == 3 + 4
     assert sum(row.total("CPU") for row in placement(config, on_gpu=False)) == 3 + 4
     assert "predictor" not in {row.actor for row in placement(load_config(None, ["extrapolation.enabled=false"]), on_gpu=False)}
+
+
+def test_delta_workers_reserve_a_share_of_a_gpu_where_they_want_one() -> None:
+    config = load_config(None, ["extrapolation={delta_workers: 3, gpus_per_delta_worker: 0.25}"])
+    (row,) = [row for row in placement(config, on_gpu=True) if row.actor == "delta worker"]
+    assert (dict(row.bundle), row.total("GPU"), row.total("CPU")) == ({"GPU": 0.25}, 0.75, 0)
+    (row,) = [row for row in placement(load_config(None, []), on_gpu=True) if row.actor == "delta worker"]
+    assert not row.bundle
+
+
+def test_memory_of_a_7b_delta_worker_by_hand() -> None:
+    facts = facts_of(load_config(None, PAPER).model)
+    assert facts is not None
+    four = [*PAPER, "extrapolation.delta_workers=4"]
+    # k = 5: six checkpoints of 161,480,704 float32 factors over 4 workers; a batch is 256 MiB, and its copies
+    remembered, work = delta_memory(load_config(None, four), facts)
+    assert (remembered.num_bytes, work.num_bytes) == (6 * 4 * 161_480_704 / 4, 2 * 256 * 2**20)
+    # rank 64 and gate_proj, 3584 to 18944, three times in float64
+    (on_gpu,) = delta_memory(load_config(None, [*four, "extrapolation.gpus_per_delta_worker=0.25"]), facts)
+    assert on_gpu.num_bytes == 3 * 64 * (3584 + 18944) * 8
 
 
 def test_memory_of_a_7b_learner_by_hand() -> None:

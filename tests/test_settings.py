@@ -102,6 +102,8 @@ def test_an_unknown_key_is_named_with_its_line_and_the_nearest_valid_one(write, 
         ("run.deterministic=yes", ['run.deterministic="yes"', "boolean"]),
         ("rollout.top_p=0.5", ["importance ratio"]),
         ("learner.mini_batch_prompts=7", ["64 = 9 x 7 + 1"]),
+        ("extrapolation.gpus_per_delta_worker=1.5", ["less than or equal to 1"]),
+        ("extrapolation.gpus_per_delta_worker=1e-5", ["too small a share"]),
         ("data.train.kind=csv", ["data.train.kind='csv'", "'reasoning-gym'"]),
         ("steps", ["section.key=value"]),
         ("run..steps=3", ["section.key=value"]),
@@ -114,6 +116,13 @@ def test_a_wrong_value_names_key_value_and_what_was_expected(override: str, frag
     for fragment in fragments:
         assert fragment in message
     assert override.partition("=")[0].split(".")[-1] in message
+
+
+def test_delta_workers_cannot_have_gpus_in_a_run_that_is_kept_off_them() -> None:
+    overrides = ["cluster.device=cpu", "extrapolation.gpus_per_delta_worker=0.25"]
+    message = refusal(None, *overrides)
+    assert "extrapolation.gpus_per_delta_worker=0.25 asks for GPUs" in message and "cluster.device=cpu" in message
+    load_config(None, [*overrides, "extrapolation.enabled=false"])
 
 
 def test_all_problems_come_at_once(write) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,8 @@ from next_ray.actors.trajectory import DeltaRemote, PredictorRemote, RayTrajecto
 from next_ray.actors.verifiers import RayRewards, VerifierRemote
 from next_ray.config import Config
 from next_ray.delta.sharding import module_cost, shard_modules
-from next_ray.estimate import adapter_slots, engine_bundle, learner_bundle, widest_adapter
+from next_ray.errors import PlacementError
+from next_ray.estimate import adapter_slots, delta_bundle, engine_bundle, learner_bundle, widest_adapter
 from next_ray.learn.deepspeed_learner import LearnerSpec
 from next_ray.models.resolve import PreparedModel
 from next_ray.rollout.engine import EngineSpec
@@ -113,6 +114,15 @@ async def launch(job: Job) -> AsyncIterator[Launched]:
             remove_placement_group(group)
 
 
+@dataclass(frozen=True)
+class _Places:
+    """The placement groups of what reserves something; delta workers without a share of a GPU do not."""
+
+    gang: PlacementGroup
+    engines: Sequence[PlacementGroup]
+    deltas: PlacementGroup | None
+
+
 @dataclass
 class _Crew:
     """Actors and placement groups as they come up: what has to be taken down."""
@@ -124,61 +134,87 @@ class _Crew:
     async def start(self) -> Launched:
         """The archive first, for the state to resume from; then places; then everything at once."""
         job, config, device = self.job, self.job.config, self.job.cluster.device
+        check_deltas_device(config, device)
         keep = config.store.keep_checkpoints
         archive = RayArchive(_light(ArchiveRemote, device).remote(job.store, job.model.fingerprint, keep, job.lease_token))
         self.actors.append(archive.actor)
         state: Ref[LearnerState] | None = await archive.state(job.resume_from) if job.resume_from else None
-        await self._reserve()
+        shards = delta_shards(config, job.model)
+        places = await self._reserve(len(shards))
         job.say("starting engines and learners")
-        engines, ranks = self._placed_actors()
+        engines, ranks = self._placed_actors(places)
         judges = [_light(VerifierRemote, device).remote(config.reward, job.verifiers) for _ in range(config.reward.actors)]
-        trajectory = _trajectory(config, job.model, device)
+        workers = delta_workers(config, shards, places.deltas, device)
+        predictor = _light(PredictorRemote, device).remote(config.extrapolation, config.run.seed) if workers else None
+        trajectory = RayTrajectory(workers, predictor, config.extrapolation)
         self.actors += [*engines, *ranks, *judges, *trajectory.actors]
         rollout, learner = RayRollout(engines), RayLearner(ranks, config.extrapolation.after_jump)
         initial, _ = await asyncio.gather(learner.start(learner_spec(config, job.model, device), state), rollout.ready())
         return Launched(rollout, RayRewards(judges), learner, archive, trajectory, initial)
 
-    async def _reserve(self) -> None:
-        """The gang's placement group, then one for each engine."""
+    async def _reserve(self, num_delta_workers: int) -> _Places:
+        """The gang's placement group, one for each engine, and last, so that whole GPUs go first, the delta workers'."""
         config, cluster, on_gpu = self.job.config, self.job.config.cluster, self.job.cluster.device == "gpu"
-        gang = [learner_bundle(on_gpu=on_gpu)] * config.learner.ranks
-        self.groups.append(await place(gang, cluster.learner_labels, "the learners", cluster.wait_s, self.job.say))
-        for i in range(config.rollout.engines):
-            bundle = [engine_bundle(config, on_gpu=on_gpu)]
-            self.groups.append(await place(bundle, cluster.engine_labels, f"rollout engine {i}", cluster.wait_s, self.job.say))
+        gang = await self._place([learner_bundle(on_gpu=on_gpu)] * config.learner.ranks, cluster.learner_labels, "the learners")
+        engines = [
+            await self._place([engine_bundle(config, on_gpu=on_gpu)], cluster.engine_labels, f"rollout engine {i}")
+            for i in range(config.rollout.engines)
+        ]
+        share = delta_bundle(config)
+        deltas = await self._place([share] * num_delta_workers, {}, "the delta workers") if share else None
+        return _Places(gang, engines, deltas)
 
-    def _placed_actors(self) -> tuple[list[Any], list[Any]]:
+    async def _place(self, bundles: list[dict[str, float]], labels: Mapping[str, str], what: str) -> PlacementGroup:
+        group = await place(bundles, labels, what, self.job.config.cluster.wait_s, self.job.say)
+        self.groups.append(group)
+        return group
+
+    def _placed_actors(self, places: _Places) -> tuple[list[Any], list[Any]]:
         """Engines and learner ranks in their places; both bring the model's files along where their node lacks them."""
         job, config, device = self.job, self.job.config, self.job.cluster.device
-        gang, *engine_groups = self.groups
         model_place, files = place_of(config.model, job.model), shipped(job.model)
         on_gpu = device == "gpu"
         engine, bundle = engine_bundle(config, on_gpu=on_gpu), learner_bundle(on_gpu=on_gpu)
         spec = engine_spec(config, job.model, device)
         engines = [
             _placed(EngineRemote, group, 0, engine, device, config.rollout.threads).remote(spec, model_place, files)
-            for group in engine_groups
+            for group in places.engines
         ]
         ranks = [
-            _placed(LearnerRemote, gang, i, bundle, device, config.learner.threads).remote(model_place, files)
+            _placed(LearnerRemote, places.gang, i, bundle, device, config.learner.threads).remote(model_place, files)
             for i in range(config.learner.ranks)
         ]
         return engines, ranks
 
 
-def _trajectory(config: Config, model: PreparedModel, device: str) -> RayTrajectory:
-    extra = config.extrapolation
-    if not extra.enabled:
-        return RayTrajectory([], None, extra)
+def check_deltas_device(config: Config, device: Device) -> None:
+    """Raise `PlacementError`, before anything is waited for, when delta workers want GPUs and the run found none."""
+    if device == "cpu" and delta_bundle(config):
+        raise PlacementError(
+            f"No place for the delta workers: extrapolation.gpus_per_delta_worker={config.extrapolation.gpus_per_delta_worker:g} asks for "
+            "GPUs, and the cluster has none. Set it to 0, or add nodes with GPUs."
+        )
+
+
+def delta_shards(config: Config, model: PreparedModel) -> list[list[str]]:
+    """The modules of each delta worker, balanced by cost; none when the run does not extrapolate."""
+    if not config.extrapolation.enabled:
+        return []
     costs = {name: module_cost(out, inner, config.learner.lora.rank) for name, (out, inner) in model.linear_shapes.items()}
-    shards = [shard for shard in shard_modules(costs, extra.delta_workers) if shard]
-    workers = [_light(DeltaRemote, device).remote(extra.horizon, shard) for shard in shards]
-    return RayTrajectory(workers, _light(PredictorRemote, device).remote(extra, config.run.seed), extra)
+    return [shard for shard in shard_modules(costs, config.extrapolation.delta_workers) if shard]
+
+
+def delta_workers(config: Config, shards: Sequence[Sequence[str]], group: PlacementGroup | None, device: Device) -> list[Any]:
+    """A delta worker a shard: in the group's places and computing on their GPUs, or without a group on the CPU, reserving nothing."""
+    horizon, share = config.extrapolation.horizon, delta_bundle(config)
+    if group is None:
+        return [_light(DeltaRemote, device).remote(horizon, shard, None) for shard in shards]
+    return [_placed(DeltaRemote, group, i, share, device, 1).remote(horizon, shard, "cuda") for i, shard in enumerate(shards)]
 
 
 def _placed(remote: Any, group: PlacementGroup, index: int, bundle: dict[str, float], device: str, threads: int) -> Any:
     return remote.options(
-        num_cpus=bundle["CPU"],
+        num_cpus=bundle.get("CPU", 0),
         num_gpus=bundle.get("GPU", 0),
         scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
         runtime_env=actor_environment(device, threads),
@@ -187,4 +223,4 @@ def _placed(remote: Any, group: PlacementGroup, index: int, bundle: dict[str, fl
 
 def _light(remote: Any, device: str) -> Any:
     """An actor that reserves nothing: its work is small or yields to the others."""
-    return remote.options(num_cpus=0, runtime_env=actor_environment("cpu" if device == "cpu" else device, threads=1))
+    return remote.options(num_cpus=0, runtime_env=actor_environment(device, threads=1))

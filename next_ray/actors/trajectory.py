@@ -39,16 +39,16 @@ class Findings:
 
 
 class DeltaActor:
-    """Computes the triplets of its shard of modules; holds the factors of the last k+1 checkpoints."""
+    """Computes the triplets of its shard of modules, on a device of torch or (None) by numpy; holds the last k+1 checkpoints' factors."""
 
-    def __init__(self, horizon: int, modules: Sequence[str]) -> None:
+    def __init__(self, horizon: int, modules: Sequence[str], device: str | None) -> None:
         os.nice(BACKGROUND_NICENESS)
-        self._horizon, self._modules = horizon, tuple(modules)
+        self._horizon, self._modules, self._device = horizon, tuple(modules), device
         self.restart()
 
     def restart(self) -> None:
         """Forget the trajectory."""
-        self._window = DeltaWindow(self._horizon, self._modules)
+        self._window = DeltaWindow(self._horizon, self._modules, self._device)
 
     def observe(self, index: int, step: int, adapter: Adapter) -> tuple[CheckpointTriplets, float]:
         """Triplets of checkpoint `index`, and the seconds they took."""

@@ -37,6 +37,16 @@ class Config(Section):
     report: ReportSection = ReportSection()
 
     @model_validator(mode="after")
+    def _gpus_are_allowed(self) -> Config:
+        plan = self.extrapolation
+        if plan.enabled and plan.gpus_per_delta_worker > 0 and self.cluster.device == "cpu":
+            raise ValueError(
+                f"extrapolation.gpus_per_delta_worker={plan.gpus_per_delta_worker:g} asks for GPUs, and cluster.device=cpu "
+                "keeps the run off them. Set it to 0, or cluster.device to auto or gpu."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batches_divide(self) -> Config:
         mini = self.learner.mini_batch_prompts
         prompts = self.rollout.prompts_per_step

@@ -91,6 +91,8 @@ class ExtrapolationSection(Section):
     """Withdraw `next` when its backtest loses to both persistence and the linear fit."""
     delta_workers: int = Field(default=1, ge=1)
     """Actors that compute triplets, modules sharded by cost."""
+    gpus_per_delta_worker: float = Field(default=0.0, ge=0, le=1)
+    """Share of a GPU each of them reserves and computes on, for example 0.25; 0: CPU, which is enough for most adapters."""
     predictor: PredictorSection = PredictorSection()
     """NExt's predictor."""
     gate: GateSection = GateSection()
@@ -119,6 +121,14 @@ class ExtrapolationSection(Section):
                 finite = False
             if not finite:
                 raise ValueError(f"extrapolation.methods: {method!r} must be a method or method@alpha with a number, as in wsm-cosine@1.")
+        return self
+
+    @model_validator(mode="after")
+    def _a_share_that_ray_can_count(self) -> ExtrapolationSection:
+        if 0 < self.gpus_per_delta_worker < 0.01:
+            raise ValueError(
+                f"extrapolation.gpus_per_delta_worker={self.gpus_per_delta_worker:g} is too small a share. Set it to 0 or to 0.01 and more."
+            )
         return self
 
     @model_validator(mode="after")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from next_ray.delta.factors import FactorPair, Spectrum, difference, from_base, spectra
+from next_ray.delta.factors import GRAM_BATCH_BYTES, difference, from_base, spectra
 from next_ray.delta.gauge import align
+from next_ray.delta.trajectory_triplets import factor_triplets
 from next_ray.errors import ExtrapolationError
 from next_ray.types import Adapter, CheckpointTriplets, LoraFactors, ModuleTriplets, Triplet
 
@@ -18,27 +20,18 @@ class DeltaWindow:
     Args:
         horizon: k, how many checkpoints ahead the target delta looks.
         modules: this worker's share of the modules; None takes all of the first checkpoint's.
+        device: where torch computes, one module at a time; None: numpy on the CPU, many modules at a time.
     """
 
-    def __init__(self, horizon: int, modules: Sequence[str] | None = None) -> None:
+    def __init__(self, horizon: int, modules: Sequence[str] | None = None, device: str | None = None) -> None:
         if horizon < 1:
             raise ValueError(f"horizon must be at least 1, got {horizon}")
         self.horizon = horizon
         self._modules = tuple(modules) if modules is not None else None
+        self._device = device
         self._factors: dict[int, dict[str, LoraFactors]] = {}
         self._results: dict[int, CheckpointTriplets] = {}
         self._last = 0
-
-    @property
-    def last_index(self) -> int:
-        """Index of the newest checkpoint seen, 0 before the first."""
-        return self._last
-
-    def factors(self, index: int) -> Mapping[str, LoraFactors]:
-        """The factors of a checkpoint that is still in the window (the last k + 1)."""
-        if index not in self._factors:
-            raise ExtrapolationError(f"Checkpoint {index} is not among the last {self.horizon + 1} (newest {self._last}).")
-        return self._factors[index]
 
     def observe(self, index: int, step: int, adapter: Adapter) -> CheckpointTriplets:
         """Take checkpoint `index` and return its triplets, signs aligned; the same index again returns the same result.
@@ -57,15 +50,9 @@ class DeltaWindow:
                 f"Hand over checkpoint {self._last + 1} first (replay from checkpoint 1 after a restart)."
             )
         current = self._checked(index, adapter)
-        pairs: dict[tuple[str, str], FactorPair] = {}
-        for name, factors in current.items():
-            pairs["global", name] = from_base(factors)
-            if index > 1:
-                pairs["local", name] = difference(factors, self._factors[index - 1][name])
-            if index > self.horizon and self.horizon > 1:
-                pairs["target", name] = difference(factors, self._factors[index - self.horizon][name])
-        found = spectra({f"{kind}:{name}": pair for (kind, name), pair in pairs.items()})
-        result = CheckpointTriplets(index, step, {name: self._module(index, name, found) for name in current})
+        previous, origin = self._factors.get(index - 1), self._factors.get(index - self.horizon)
+        found = _batched(current, previous, origin) if self._device is None else _one_by_one(current, previous, origin, self._device)
+        result = CheckpointTriplets(index, step, {name: self._in_gauge(index, name, module) for name, module in found.items()})
         self._keep(index, current, result)
         return result
 
@@ -100,16 +87,10 @@ class DeltaWindow:
                 raise ExtrapolationError(f"Checkpoint {index}, module {name!r}: NaN or infinity. Training has diverged; lower learner.lr.")
         return current
 
-    def _module(self, index: int, name: str, found: Mapping[str, Spectrum]) -> ModuleTriplets:
-        own = found[f"global:{name}"]
-        before = self._global(index - 1, name)
-        global_ = align(own.top, before)
-        local = align(found[f"local:{name}"].top, global_) if index > 1 else global_
-        target = None
-        if index > self.horizon:
-            kind = "target" if self.horizon > 1 else "local"
-            target = align(found[f"{kind}:{name}"].top, self._global(index - self.horizon, name))
-        return ModuleTriplets(global_, local, target, own.energy, own.frobenius_energy)
+    def _in_gauge(self, index: int, name: str, found: ModuleTriplets) -> ModuleTriplets:
+        global_ = align(found.global_, self._global(index - 1, name))
+        target = None if found.target is None else align(found.target, self._global(index - self.horizon, name))
+        return replace(found, global_=global_, local=align(found.local, global_), target=target)
 
     def _global(self, index: int, name: str) -> Triplet | None:
         return self._results[index].modules[name].global_ if index in self._results else None
@@ -118,3 +99,48 @@ class DeltaWindow:
         self._factors[index], self._results[index], self._last = current, result, index
         for old in [i for i in self._factors if i < index - self.horizon]:
             del self._factors[old], self._results[old]
+
+
+def _batched(current: Adapter, previous: Adapter | None, origin: Adapter | None) -> dict[str, ModuleTriplets]:
+    """Triplets of a checkpoint in any sign, many modules at once: for small ones a call costs more than its work."""
+    result: dict[str, ModuleTriplets] = {}
+    for names in _portions(current):
+        pairs = {f"global:{name}": from_base(current[name]) for name in names}
+        if previous is not None:
+            pairs |= {f"local:{name}": difference(current[name], previous[name]) for name in names}
+        if origin is not None and origin is not previous:
+            pairs |= {f"target:{name}": difference(current[name], origin[name]) for name in names}
+        found = spectra(pairs)
+        for name in names:
+            own = found[f"global:{name}"]
+            local = found.get(f"local:{name}", own).top
+            target = None if origin is None else found.get(f"target:{name}", found[f"local:{name}"]).top
+            result[name] = ModuleTriplets(own.top, local, target, own.energy, own.frobenius_energy)
+    return result
+
+
+def _portions(adapter: Adapter) -> Iterator[list[str]]:
+    """The modules in runs whose deltas, of R, 2R and 2R float64 columns, stay below `GRAM_BATCH_BYTES`."""
+    names: list[str] = []
+    held = 0
+    for name, factors in adapter.items():
+        own = 8 * 5 * factors.rank * (factors.b.shape[0] + factors.a.shape[1])
+        if names and held + own > GRAM_BATCH_BYTES:
+            yield names
+            names, held = [], 0
+        names.append(name)
+        held += own
+    if names:
+        yield names
+
+
+def _one_by_one(current: Adapter, previous: Adapter | None, origin: Adapter | None, device: str) -> dict[str, ModuleTriplets]:
+    """The same on a device: each module's origin, previous and current checkpoint are a short trajectory of their own."""
+    before = [adapter for adapter in (origin, previous) if adapter is not None]
+    before = before[-1:] if origin is previous else before
+    result: dict[str, ModuleTriplets] = {}
+    for name, factors in current.items():
+        chain = [*(adapter[name] for adapter in before), factors]
+        last = factor_triplets(chain, max(1, len(before)), device)[-1]
+        result[name] = last if origin is not None else replace(last, target=None)
+    return result

@@ -44,9 +44,9 @@ def _undecided(config: Config) -> bool:
 
 
 def _on_gpu(config: Config, facts: ModelFacts | None) -> bool:
-    """`auto` is decided by the cluster; until then a model of a billion parameters or more is taken for a GPU job."""
+    """`auto` is decided by the cluster; until then a billion parameters or more, or delta workers that want GPUs, mean GPUs."""
     if _undecided(config):
-        return facts is not None and facts.num_parameters >= 10**9
+        return bool(estimate.delta_bundle(config)) or (facts is not None and facts.num_parameters >= 10**9)
     return config.cluster.device == "gpu"
 
 
@@ -139,10 +139,13 @@ def _memory(config: Config, facts: ModelFacts | None, on_gpu: bool) -> Renderabl
     table.add_column("device")
     table.add_column("part")
     table.add_column("GiB", justify="right")
-    for device, parts in (
+    devices = [
         ("rollout engine", estimate.engine_memory(config, facts, on_gpu=on_gpu)),
         ("learner rank", estimate.learner_memory(config, facts)),
-    ):
+    ]
+    if config.extrapolation.enabled:
+        devices.append(("delta worker", estimate.delta_memory(config, facts)))
+    for device, parts in devices:
         for index, part in enumerate(parts):
             table.add_row(device if index == 0 else "", part.part, _gib(part.num_bytes))
         table.add_row("", "together", _gib(sum(part.num_bytes for part in parts)), style="bold", end_section=True)

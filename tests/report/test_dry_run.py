@@ -34,6 +34,15 @@ def test_it_shows_config_sizes_placement_and_memory() -> None:
         assert fragment in text
 
 
+def test_delta_workers_with_gpus_are_placed_on_them() -> None:
+    text = printed("extrapolation={delta_workers: 2, gpus_per_delta_worker: 0.25}")
+    assert "Placement on GPUs" in text
+    (row,) = [line.split() for line in text.splitlines() if line.strip().startswith("delta worker") and "GPU" in line]
+    assert row == ["delta", "worker", "2", "0.25", "GPU", "any", "0", "0.5"]
+    assert "three checkpoints of the largest module" in text
+    assert "three checkpoints" not in printed("extrapolation={enabled: false, gpus_per_delta_worker: 0.25}")
+
+
 def test_it_says_why_there_is_no_jump_and_no_memory_estimate() -> None:
     text = printed("run.steps=24", "model.name=some/unknown-model")
     assert "the first would be at step 24 = 3 x 8" in text
