@@ -19,11 +19,13 @@ from next_ray.model_facts import facts_of
 from next_ray.models.folder import cache_root
 from next_ray.models.resolve import PreparedModel, prepare_model
 from next_ray.precision import resolve_dtypes
+from next_ray.progress import Progress, Schedule, resumed
 from next_ray.report.dry_run import dry_run
 from next_ray.report.report import Report, Reporters
 from next_ray.settings import load_config
 from next_ray.store.checkpoints import CheckpointStore
 from next_ray.store.lease import Lease
+from next_ray.types import Manifest
 
 SUMMARY = "summary"
 TORN_AFTER_S = 3600.0
@@ -99,7 +101,6 @@ async def execute(config: Config) -> None:
     from next_ray.data.prepare import filter_by_length, load_splits, load_tokenizer
     from next_ray.loop import TrainingLoop
     from next_ray.ports import Stages
-    from next_ray.progress import Progress, Schedule, resumed
 
     output = Path(config.run.output_dir).expanduser() / config.run.name
     async with AsyncExitStack() as stack:
@@ -109,12 +110,7 @@ async def execute(config: Config) -> None:
         lease = await stack.enter_async_context(_held_lease(store, config.store.lease_s))
         await asyncio.to_thread(store.sweep, TORN_AFTER_S)
         latest = await asyncio.to_thread(store.latest)
-        progress = resumed(latest, Schedule(config.extrapolation, config.run.steps)) if latest else Progress()
-        if progress.step >= config.run.steps and store.get_json(SUMMARY) is not None:
-            raise TrainingError(
-                f"Run {config.run.name!r} already has all of its {config.run.steps} steps, so there was nothing to train. "
-                "Raise run.steps to train on, or choose another run.name to start anew."
-            )
+        progress = _progress(config, store, latest)
         splits, load_report = load_splits(config)
         report.say(load_report)
 
@@ -147,6 +143,17 @@ async def execute(config: Config) -> None:
             await loop.run()
         summary = report.finish(await loop.finish(), await launched.trajectory.background_s(), progress.jumps)
         await launched.archive.record(SUMMARY, summary)
+
+
+def _progress(config: Config, store: CheckpointStore, latest: Manifest | None) -> Progress:
+    """Where the run goes on; raises `TrainingError` when it has ended."""
+    progress = resumed(latest, Schedule(config.extrapolation, config.run.steps)) if latest else Progress()
+    if progress.step >= config.run.steps and store.get_json(SUMMARY) is not None:
+        raise TrainingError(
+            f"Run {config.run.name!r} already has all of its {config.run.steps} steps, so there was nothing to train. "
+            "Raise run.steps to train on, or choose another run.name to start anew."
+        )
+    return progress
 
 
 async def _prepare(config: Config, report: Report) -> PreparedModel:
