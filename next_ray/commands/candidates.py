@@ -175,9 +175,7 @@ def _lineage(imported: Imported, chosen: Chosen, alpha: float, setting: Setting,
 
 def _table(merge: bool) -> Table:
     table = Table(title="merged models" if merge else "adapters", title_justify="left")
-    columns = (
-        ("changed", "lost to rounding", "logits off") if merge else ("rank", "truncation error", "lost to rounding", "vLLM max_lora_rank")
-    )
+    columns = ("changed", "lost to rounding", "logits off") if merge else ("rank", "truncated", "rounded", "vLLM max_lora_rank")
     for column in ("candidate", *columns, "MB", "folder"):
         table.add_column(column, justify="left" if column in ("candidate", "folder") else "right", overflow="fold")
     return table
@@ -188,7 +186,11 @@ def _row(table: Table, name: str, facts: Mapping[str, Any], folder: Path, place:
         verified = f"{facts['verified']:.1e}" if "verified" in facts else "not checked"
         own = (f"{facts['changed_entries'] / facts['touched_entries']:.1%}", f"{facts['rounding_error']:.1%}", verified)
     else:
-        cut = "exact" if facts["exact"] else f"{facts['truncation_error']:.2e}"
-        own = (str(facts["rank"]), cut, f"{facts['rounding_error']:.1e}", str(facts["vllm_max_lora_rank"] or "too wide"))
+        cut = "exact" if facts["exact"] else _share(facts["truncation_error"])
+        own = (str(facts["rank"]), cut, _share(facts["rounding_error"]), str(facts["vllm_max_lora_rank"] or "too wide"))
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) / 1e6
     table.add_row(name, *own, f"{size:.2f}", str(place))
+
+
+def _share(value: float) -> str:
+    return f"{value:.1e}" if value else "0"

@@ -7,7 +7,8 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,22 +122,35 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     """Whole or not at all."""
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.absolute().parent, prefix=f".{path.name}.", delete=False
-        ) as handle:
-            handle.write(text)
-        os.chmod(handle.name, 0o644)
-        os.replace(handle.name, path)
+        with _scratch(path.absolute().parent, path.name) as scratch:
+            (scratch / path.name).write_text(text, encoding="utf-8")
+            os.replace(scratch / path.name, path)
     except OSError as error:
         raise ConfigError(f"--json {path} could not be written: {error.strerror or error}.") from None
     print(f"numbers in {path}", file=sys.stderr)
 
 
 def _write_plots(folder: Path, inspection: Inspection) -> None:
+    """All figures or none."""
     from next_ray.inspect.plots import draw
 
+    made = not folder.exists()
     try:
-        files = draw(inspection, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with _scratch(folder, "figures") as scratch:
+                files = draw(inspection, scratch)
+                for file in files:
+                    os.replace(file, folder / file.name)
+        finally:
+            if made and not any(folder.iterdir()):
+                folder.rmdir()
     except OSError as error:
         raise ConfigError(f"--plots {folder} could not be written: {error.strerror or error}.") from None
     print(f"{len(files)} figures in {folder}", file=sys.stderr)
+
+
+@contextmanager
+def _scratch(beside: Path, name: str) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=beside, ignore_cleanup_errors=True) as scratch:
+        yield Path(scratch)

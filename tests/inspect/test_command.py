@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from safetensors.numpy import save_file
 
 from next_ray.commands.inspect import main
 from next_ray.delta.trajectory import WeightTrajectory
-from next_ray.inspect import analysis
+from next_ray.inspect import analysis, plots
 from tests.inspect.trajectories import RANK, line, random_walk
 
 FAST = ["--methods", "persistence", "linear-fit", "no-op"]
@@ -117,6 +118,32 @@ def test_an_interruption_ends_with_130_and_writes_nothing(tmp_path, capsys, monk
     target = tmp_path / "out.json"
     assert main([str(tmp_path / "run"), "--json", str(target)]) == 130
     assert "interrupted" in capsys.readouterr().err and not target.exists()
+
+
+def test_a_full_disk_leaves_neither_numbers_nor_figures_half_written(tmp_path, capsys, monkeypatch):
+    """The disk fills while the last figure or the numbers are written."""
+    saved(line(4), tmp_path / "run")
+    words = [str(tmp_path / "run"), "--methods", "no-op"]
+
+    def full(self: Path, *_: object, **__: object) -> int:
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        assert main([*words, "--json", str(tmp_path / "out.json")]) == 2
+    assert "No space left" in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == ["run"]
+
+    def some(inspection: object, folder: Path) -> list[Path]:
+        full(folder / "energy.png")
+        return []
+
+    monkeypatch.setattr(plots, "draw", some)
+    assert main([*words, "--plots", str(tmp_path / "plots" / "deep")]) == 2
+    assert "No space left" in capsys.readouterr().err and not (tmp_path / "plots" / "deep").exists()
+    (tmp_path / "kept").mkdir()
+    assert main([*words, "--plots", str(tmp_path / "kept")]) == 2
+    assert not list((tmp_path / "kept").iterdir())
 
 
 def run(arguments: list[str], **kwargs):
