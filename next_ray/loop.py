@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from next_ray.clock import Clock
@@ -96,7 +96,7 @@ class TrainingLoop:
             result = await stages.learner.update(plan)
         progress.step, progress.version, self.serving.current = step, progress.version + 1, result.adapter
         progress.updates += int(result.metrics.get("optimizer_steps", 0))
-        progress.cursor = self.stream.cursor.to_json()
+        progress.cursor = asdict(self.stream.cursor)
         with clock.phase("load"):
             await self.serving.serve()
         times = clock.take()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,15 +17,6 @@ class Cursor:
 
     epoch: int = 0
     offset: int = 0
-
-    def to_json(self) -> dict[str, int]:
-        """As a JSON object."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, int]) -> Cursor:
-        """From what `to_json` made."""
-        return cls(epoch=int(value["epoch"]), offset=int(value["offset"]))
 
 
 class PromptStream:
