@@ -5,23 +5,34 @@ In this order (the first that holds decides):
 1. *unmoved*: no module moved at all.
 2. *too short*: no checkpoint can be hidden, K < k + max(k, 2).
 3. *converged*: over the last k checkpoints the weights got ahead by less than 5 % of the mean step, a checkpoint.
-4. *unpredictable*: no method has a median back-test error below 0.9 and was nearer than no-op at every origin.
-5. *worth it*: of these the method whose error is least against persistence's over the same origins; persistence itself where no
-   method beats it by more than 0.02, because it is simpler.
+4. *unpredictable*: no candidate has a median back-test error below 0.9 and was nearer than no-op at every origin.
+5. *worth it*, with the best candidate.
 
-A method's error is the smaller of the one at the alpha it claims (nothing was chosen) and the one with alpha tuned on origins whose
-future lay in the past (`MethodBacktest.tuned`). An alpha that is best in hindsight never decides, and a method whose alpha is no time
-(its `forecast` is None) is not recommended: ExPO's best alpha of the past, say, would go farther from a later checkpoint.
-How far: the alpha of the least error, from the same back test. In training steps: as many horizons as alpha holds forecasting alphas.
+A candidate is a method with an alpha and an error that was measured without hindsight. Every method that claims an alpha gives two:
+
+- *claimed*: that alpha, and its error over all origins;
+- *tuned*: the alpha that is best over all origins known now, and the error that this rule had at earlier origins, each with the alpha
+  that was best over what lay in its own past (`MethodBacktest.tuned`).
+
+Claimed candidates are compared with each other, and tuned ones with each other: by their error less that of persistence (as claimed, or
+tuned) over the same origins. Persistence itself wins where none beats it by more than 0.02, because it is simpler; of equals the first
+in the registry. Then the best tuned candidate has to beat the best claimed one by more than 0.02 over the origins of both.
+A method whose alpha is no time (its `forecast` is None) is not recommended: ExPO's best alpha of the past, say, would go farther from a
+later checkpoint.
+
+How far: every alpha was judged against the checkpoint one horizon ahead, so a jump stands for the training steps of one horizon.
 """
 
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from next_ray.delta.trajectory import WeightTrajectory
+from next_ray.extrapolate.methods.common import horizon_steps
+from next_ray.extrapolate.methods.registry import METHODS
 from next_ray.inspect.backtest import Backtest, MethodBacktest, Score
 from next_ray.inspect.movement import Movement
 
@@ -31,6 +42,9 @@ CONVERGED_SPEED = 0.05
 SIMPLER = 0.02
 SIMPLE = "persistence"
 UNIVERSAL = "no-op"
+
+TIED = 3
+"""Decimals to which errors are compared, those that are shown: what differs less is equal."""
 
 
 class Outcome(StrEnum):
@@ -43,6 +57,13 @@ class Outcome(StrEnum):
     WORTH_IT = "worth it"
 
 
+class AlphaFrom(StrEnum):
+    """What an alpha, and the error beside it, come from."""
+
+    CLAIMED = "claimed"
+    TUNED = "tuned"
+
+
 @dataclass(frozen=True)
 class Verdict:
     """The answer.
@@ -52,17 +73,21 @@ class Verdict:
         sentence: the answer in words, with its numbers.
         method: what to jump with, or the best of those that failed.
         alpha: how far, as the method counts it; None without recommendation.
-        steps: how far in training steps.
+        alpha_from: whether `error` is of the alpha that the method claims or of tuning.
+        steps: how far in training steps, those of one horizon; None without recommendation.
         error: the median back-test error of `method`.
-        persistence: persistence's over the same origins.
+        origins: over how many origins.
+        persistence: persistence's error, claimed or tuned as `method`'s, over the same origins.
     """
 
     outcome: Outcome
     sentence: str
     method: str | None = None
     alpha: float | None = None
+    alpha_from: AlphaFrom | None = None
     steps: int | None = None
     error: float | None = None
+    origins: int | None = None
     persistence: float | None = None
 
     @property
@@ -72,20 +97,46 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class _Showing:
-    """A method with the alpha to take and the scores that speak for it."""
+class _Candidate:
+    """A method, the alpha to take, the scores that speak for it, and persistence's error over the same origins."""
 
     method: MethodBacktest
     alpha: float
-    scores: list[Score]
+    alpha_from: AlphaFrom
+    scores: Sequence[Score]
+    persistence: float | None = None
 
     @property
     def error(self) -> float:
         return statistics.median(score.pooled for score in self.scores)
 
     @property
-    def worst(self) -> float:
-        return max(score.pooled for score in self.scores)
+    def good(self) -> bool:
+        """Also at the alpha itself over all origins, which for a tuned one differs from the scores."""
+        worst = max(score.pooled for score in self.scores)
+        return self.error < WORTH and worst < STAYING and self.method.error(self.alpha) < WORTH
+
+    @property
+    def margin(self) -> float:
+        """Error less persistence's over the same origins; less that of staying put where persistence was not tried."""
+        return round(self.error - (STAYING if self.persistence is None else self.persistence), TIED)
+
+    @property
+    def rank(self) -> tuple[float, int, str]:
+        """By margin; equals in the order of the registry, strangers last and by name."""
+        names = list(METHODS)
+        name = self.method.name
+        return self.margin, names.index(name) if name in names else len(names), name
+
+    def over(self, origins: Iterable[int]) -> float | None:
+        """The error over some origins alone."""
+        wanted = set(origins)
+        known = [score.pooled for score in self.scores if score.origin in wanted]
+        return statistics.median(known) if known else None
+
+    @property
+    def origins(self) -> list[int]:
+        return [score.origin for score in self.scores]
 
 
 def verdict(trajectory: WeightTrajectory, movement: Movement, results: Backtest) -> Verdict:
@@ -101,11 +152,7 @@ def _before_the_back_test(count: int, horizon: int, movement: Movement) -> Verdi
         return Verdict(Outcome.UNMOVED, "Not worth jumping: no weight differs from the base.")
     needed = horizon + max(horizon, 2)
     if count < needed:
-        sentence = (
-            f"Cannot tell: {_count(count, 'checkpoint')} are too few to hide {horizon} and foretell them; {needed} are needed "
-            "(or a shorter --horizon)."
-        )
-        return Verdict(Outcome.TOO_SHORT, sentence)
+        return Verdict(Outcome.TOO_SHORT, _too_short(count, horizon, needed))
     if speed < CONVERGED_SPEED:
         sentence = (
             f"Not worth jumping: training has converged. Over the last {_count(horizon, 'checkpoint')} the weights got ahead by "
@@ -115,62 +162,93 @@ def _before_the_back_test(count: int, horizon: int, movement: Movement) -> Verdi
     return None
 
 
+def _too_short(count: int, horizon: int, needed: int) -> str:
+    few = f"{_count(count, 'checkpoint')} {'is' if count == 1 else 'are'} too few to hide {horizon} and foretell "
+    # count >= 2 k holds the horizons above 1, count >= 3 that of 1
+    largest = count // 2 if count > 3 else 1
+    shorter = f" (or a horizon of {'at most ' if largest > 1 else ''}{largest})" if count >= 3 else ""
+    return f"Cannot tell: {few}{'it' if horizon == 1 else 'them'}; {needed} are needed{shorter}."
+
+
 def _from_the_back_test(trajectory: WeightTrajectory, movement: Movement, results: Backtest) -> Verdict:
     """Rules 4 and 5."""
-    horizon = results.horizon
-    showings = [showing for method in results.methods if method.name != UNIVERSAL and (showing := _showing(method, horizon)) is not None]
-    if not showings:
+    claimed, tuned = _claimed(results), _tuned(results)
+    if not claimed:
         return Verdict(Outcome.UNPREDICTABLE, "Not worth jumping: no method that foretells weights could be tried on these checkpoints.")
-    good = [s for s in showings if s.error < WORTH and s.worst < STAYING]
-    best = min(good or showings, key=lambda s: _margin(s, results))
-    simple = next((s for s in good if s.method.name == SIMPLE), None)
-    if simple is not None and _margin(best, results) >= -SIMPLER:
-        best = simple
-    persistence = _persistence_beside(best, results)
-    beside = f", persistence {persistence:.2f}" if persistence is not None and best.method.name != SIMPLE else ""
-    because = (
-        f"median back-test error {best.error:.2f} over {_count(len(best.scores), 'origin')} (no-op 1.00{beside}); "
-        f"straightness of the path {_straight(movement)}"
+    best = _better(_best(claimed), _best(tuned))
+    if best is None:
+        # what a method claims says more than a tuned alpha that shrinks to nothing
+        return _refused(min(claimed, key=lambda candidate: candidate.rank), movement)
+    steps = horizon_steps(trajectory, results.horizon)
+    rivals = f", which no other method beats by more than {SIMPLER:g}" if best.method.name == SIMPLE and len(claimed) > 1 else ""
+    alpha = f"alpha {best.alpha:g} {'as it claims' if best.alpha_from is AlphaFrom.CLAIMED else 'as tuned on the back test'}"
+    what = f"worth jumping: {best.method.name}{rivals}, at {alpha}, about {_count(steps, 'training step')} ahead"
+    return _judged(Outcome.WORTH_IT, what, best, movement, alpha=best.alpha, steps=steps)
+
+
+def _refused(best: _Candidate, movement: Movement) -> Verdict:
+    why = "was farther off than staying put at some origin" if best.error < WORTH else "is hardly nearer than staying put, if at all"
+    return _judged(Outcome.UNPREDICTABLE, f"not worth jumping: even the best method, {best.method.name}, {why}", best, movement)
+
+
+def _judged(
+    outcome: Outcome, what: str, candidate: _Candidate, movement: Movement, alpha: float | None = None, steps: int | None = None
+) -> Verdict:
+    """With the numbers of the candidate; a single origin is no more than a hint, and the sentence says so."""
+    origins = len(candidate.scores)
+    opening = what[0].upper() + what[1:] if origins > 1 else f"One origin only, so a hint and no more: {what}"
+    tuned = candidate.alpha_from is AlphaFrom.TUNED
+    rule = ", alpha chosen on earlier origins" if tuned else ""
+    rival = candidate.persistence if candidate.method.name != SIMPLE else None
+    beside = f", persistence {'tuned alike ' if tuned else ''}{rival:.2f}" if rival is not None else ""
+    sentence = (
+        f"{opening}: {'median ' if origins > 1 else ''}back-test error {candidate.error:.2f} over {_count(origins, 'origin')}{rule} "
+        f"(no-op 1.00{beside}); straightness of the path {_straight(movement)}."
     )
-    name = best.method.name
-    if not good:
-        why = "was farther off than staying put at some origin" if best.error < WORTH else "is hardly nearer than staying put, if at all"
-        sentence = f"Not worth jumping: even the best method, {name}, {why}: {because}."
-        return Verdict(Outcome.UNPREDICTABLE, sentence, name, error=best.error, persistence=persistence)
-    steps = _steps(trajectory, horizon, best)
-    rivals = ", which no other method beats by more than 0.02" if best is simple else ""
-    sentence = f"Worth jumping: {name}{rivals}, at alpha {best.alpha:g}, about {_count(steps, 'training step')} ahead: {because}."
-    return Verdict(Outcome.WORTH_IT, sentence, name, best.alpha, steps, best.error, persistence)
+    return Verdict(
+        outcome, sentence, candidate.method.name, alpha, candidate.alpha_from, steps, candidate.error, origins, candidate.persistence
+    )
 
 
-def _showing(method: MethodBacktest, horizon: int) -> _Showing | None:
-    """The better of the claimed and the tuned alpha; None for a method that claims none."""
-    if method.forecast is None or method.best_alpha is None:
-        return None
-    claimed = _Showing(method, method.best_alpha, method.at(method.forecast))
-    tuned = _Showing(method, method.best_alpha, method.tuned(horizon))
-    # when neither is any good, what the method claims says more than a tuned alpha that shrinks to nothing
-    return tuned if tuned.scores and tuned.error < min(claimed.error, WORTH) else claimed
+def _claimed(results: Backtest) -> list[_Candidate]:
+    return _beside_persistence(
+        [
+            _Candidate(method, method.forecast, AlphaFrom.CLAIMED, scores)
+            for method in results.methods
+            if method.name != UNIVERSAL and method.forecast is not None and (scores := method.at(method.forecast))
+        ]
+    )
 
 
-def _margin(showing: _Showing, results: Backtest) -> float:
-    """Error less persistence's over the same origins, or the error itself where persistence was not tried."""
-    return showing.error - (_persistence_beside(showing, results) or 0.0)
+def _tuned(results: Backtest) -> list[_Candidate]:
+    return _beside_persistence(
+        [
+            _Candidate(method, method.best_alpha, AlphaFrom.TUNED, scores)
+            for method in results.methods
+            if method.name != UNIVERSAL and method.forecast is not None and method.best_alpha is not None
+            if (scores := method.tuned(results.horizon))
+        ]
+    )
 
 
-def _persistence_beside(best: _Showing, results: Backtest) -> float | None:
-    known = next((m for m in results.methods if m.name == SIMPLE and m.scores), None)
-    if known is None or known.forecast is None:
-        return None
-    origins = {score.origin for score in best.scores}
-    return statistics.median(score.pooled for score in known.at(known.forecast) if score.origin in origins)
+def _beside_persistence(candidates: Sequence[_Candidate]) -> list[_Candidate]:
+    simple = next((candidate for candidate in candidates if candidate.method.name == SIMPLE), None)
+    return [replace(one, persistence=simple.over(one.origins) if simple is not None else None) for one in candidates]
 
 
-def _steps(trajectory: WeightTrajectory, horizon: int, best: _Showing) -> int:
-    """As many horizons as alpha holds forecasting alphas."""
-    assert best.method.forecast
-    earlier = trajectory.steps[-1 - horizon] if horizon < trajectory.num_checkpoints else 0
-    return round(best.alpha / best.method.forecast * (trajectory.steps[-1] - earlier))
+def _best(candidates: Sequence[_Candidate]) -> _Candidate | None:
+    """The one to jump with; None where none is good."""
+    good = sorted((candidate for candidate in candidates if candidate.good), key=lambda candidate: candidate.rank)
+    simple = next((candidate for candidate in good if candidate.method.name == SIMPLE), None)
+    return simple if simple is not None and good[0].margin >= -SIMPLER else next(iter(good), None)
+
+
+def _better(claimed: _Candidate | None, tuned: _Candidate | None) -> _Candidate | None:
+    """The claimed one unless tuning is clearly better over the origins of both."""
+    if claimed is None or tuned is None:
+        return claimed or tuned
+    own, rival = claimed.over(tuned.origins), tuned.over(claimed.origins)
+    return tuned if own is not None and rival is not None and rival < own - SIMPLER else claimed
 
 
 def _straight(movement: Movement) -> str:
