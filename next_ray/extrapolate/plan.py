@@ -68,11 +68,12 @@ Plans = Mapping[str, ModulePlan]
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method cannot do without."""
+    """What a method cannot do without; `setting` names the one that asks for so many checkpoints, if one does."""
 
     checkpoints: int = 1
     accuracies: bool = False
     evaluator: bool = False
+    setting: str | None = None
 
 
 Evaluator = Callable[[Plans], float]

@@ -118,6 +118,12 @@ class MethodBacktest:
                 chosen += [score for score in self.at(alpha) if score.origin == origin]
         return chosen
 
+    def claimed_where_tuned(self, horizon: int) -> float | None:
+        """Median of the claimed alpha's errors over the origins of `tuned`: what `tuned_error` is to be compared with."""
+        origins = {score.origin for score in self.tuned(horizon)}
+        known = [score.pooled for score in self.at(self.forecast) if score.origin in origins] if self.forecast is not None else []
+        return statistics.median(known) if known else None
+
     def tuned_error(self, horizon: int) -> float | None:
         """Median over the origins of `tuned`; None where there are none."""
         scores = self.tuned(horizon)
@@ -134,10 +140,10 @@ class Backtest:
 
 
 def origins(num_checkpoints: int, horizon: int) -> tuple[int, ...]:
-    """At most six, the newest K - k, in strides that let the newest see an older one's future; none before max(k, 2)."""
-    stride = max(1, math.ceil(horizon / (MAX_ORIGINS - 1)))
-    newest = num_checkpoints - horizon
-    return tuple(sorted(o for n in range(MAX_ORIGINS) if (o := newest - n * stride) >= max(horizon, 2)))
+    """At most six, evenly from the newest, K - k, back to one whose future the newest has seen, but to max(k, 2) at most."""
+    newest, gaps = num_checkpoints - horizon, MAX_ORIGINS - 1
+    span = min(max(horizon, gaps), newest - max(horizon, 2))
+    return tuple(sorted({newest - n * span // gaps for n in range(MAX_ORIGINS)})) if span >= 0 else ()
 
 
 def backtest(
@@ -205,7 +211,8 @@ def _obstacle(method: Extrapolator, trajectory: WeightTrajectory, starts: Sequen
     if needs.accuracies and trajectory.accuracies is None:
         return "needs a held-out accuracy per checkpoint (--accuracies)"
     if needs.checkpoints > starts[-1]:
-        return f"needs {needs.checkpoints} checkpoints; {starts[-1]} are left when the last {horizon} are hidden"
+        hidden = f"the last {horizon} are" if horizon > 1 else "the last one is"
+        return f"needs {needs.checkpoints} checkpoints; {starts[-1]} are left when {hidden} hidden"
     return None
 
 

@@ -19,7 +19,7 @@ from next_ray.inspect.linearity import STRONG, Linearity
 from next_ray.inspect.movement import Movement
 from next_ray.inspect.summaries import GroupSummary, summaries
 
-SCHEMA = "next_ray.inspect/1"
+SCHEMA = "next_ray.inspect/2"
 
 RANGES = ("below -0.5", "-0.5 to 0", "0 to 0.5", "0.5 to 1")
 
@@ -115,7 +115,7 @@ def _linearity(found: Linearity | None) -> dict[str, Any] | None:
         return None
     return {
         "shares": dict(zip(RANGES, found.shares, strict=True)),
-        "median": found.median,
+        "pooled": found.pooled,
         f"share_above_{STRONG}": found.strong,
         "entries": found.entries,
         "constant_entries": found.constant,
@@ -141,6 +141,7 @@ def _method(method: MethodBacktest, horizon: int) -> dict[str, Any]:
         "forecast_alpha": method.forecast,
         "forecast_error": method.forecast_error,
         "tuned_error": method.tuned_error(horizon),
+        "claimed_where_tuned": method.claimed_where_tuned(horizon),
         "tuned_alphas": {score.origin: score.alpha for score in method.tuned(horizon)},
         "hindsight_alpha": best,
         "hindsight_error": method.error(best),

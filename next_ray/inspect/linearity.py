@@ -43,17 +43,37 @@ class Linearity:
 
     Args:
         shares: of entries with R^2 in (-inf, -0.5), [-0.5, 0), [0, 0.5), [0.5, 1].
-        median: over entries.
         strong: share of entries with R^2 above 0.7.
         entries: how many had an R^2.
         constant: how many had none because they never changed on the points that R^2 is over.
+        sse, sst: sums over the entries.
     """
 
     shares: tuple[float, float, float, float]
-    median: float
     strong: float
     entries: int
     constant: int
+    sse: float
+    sst: float
+
+    @property
+    def pooled(self) -> float:
+        """1 - SSE/SST of all entries as one vector: what moves far counts more than what hardly moves."""
+        return 1.0 - self.sse / self.sst
+
+
+@dataclass(frozen=True)
+class EntryR2:
+    """SSE and SST of every entry, float64 [N] each; both are 0 for entries that are constant."""
+
+    sse: np.ndarray
+    sst: np.ndarray
+
+    @property
+    def values(self) -> np.ndarray:
+        """R^2 [N]; NaN for entries that are constant."""
+        moved = self.sst > 0.0
+        return np.where(moved, 1.0 - self.sse / np.where(moved, self.sst, 1.0), np.nan)
 
 
 @dataclass(frozen=True)
@@ -100,27 +120,29 @@ def _values(history: ModuleHistory, position: int, entries: Entries) -> np.ndarr
     return np.concatenate([np.einsum("nq,nq->n", left[entries.rows[p]], right[entries.columns[p]]) for p in parts])
 
 
-def r2_ahead(steps: Sequence[int], values: np.ndarray, train: int) -> np.ndarray:
-    """R^2 on checkpoints train+1..K of a line through checkpoints 1..train, [N]; NaN for entries that are constant there."""
+def r2_ahead(steps: Sequence[int], values: np.ndarray, train: int) -> EntryR2:
+    """On checkpoints train+1..K of a line through checkpoints 1..train."""
     x = np.asarray(steps, dtype=np.float64)
     prediction = _hat(x[:train], x[train:]) @ values[:train]
     return _r2(values[train:], prediction)
 
 
-def r2_within(steps: Sequence[int], values: np.ndarray) -> np.ndarray:
-    """R^2 of a line through all K checkpoints on the same checkpoints, [N]; NaN for constant entries."""
+def r2_within(steps: Sequence[int], values: np.ndarray) -> EntryR2:
+    """Of a line through all K checkpoints on the same checkpoints."""
     x = np.asarray(steps, dtype=np.float64)
     return _r2(values, _hat(x, x) @ values)
 
 
-def summary(r2: np.ndarray) -> Linearity | None:
+def summary(r2: EntryR2) -> Linearity | None:
     """None when no entry has an R^2."""
-    known = r2[~np.isnan(r2)]
+    values = r2.values
+    known = values[~np.isnan(values)]
     if len(known) == 0:
         return None
     counts = np.bincount(np.digitize(known, BOUNDS), minlength=4) / len(known)
     shares = (float(counts[0]), float(counts[1]), float(counts[2]), float(counts[3]))
-    return Linearity(shares, float(np.median(known)), float(np.mean(known > STRONG)), len(known), len(r2) - len(known))
+    strong, constant = float(np.mean(known > STRONG)), len(values) - len(known)
+    return Linearity(shares, strong, len(known), constant, float(r2.sse.sum()), float(r2.sst.sum()))
 
 
 def random_walks(steps: Sequence[int], train: int | None) -> tuple[Linearity | None, Linearity | None]:
@@ -138,8 +160,8 @@ def _hat(x: np.ndarray, at: np.ndarray) -> np.ndarray:
     return 1.0 / len(x) + np.outer(at - x.mean(), centred) / np.sum(centred**2)
 
 
-def _r2(actual: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+def _r2(actual: np.ndarray, predicted: np.ndarray) -> EntryR2:
     spread = np.sum((actual - actual.mean(axis=0)) ** 2, axis=0)
     error = np.sum((actual - predicted) ** 2, axis=0)
     moved = spread > 1e-24 * np.maximum(np.sum(actual**2, axis=0), np.finfo(np.float64).tiny)
-    return np.where(moved, 1.0 - error / np.where(moved, spread, 1.0), np.nan)
+    return EntryR2(np.where(moved, error, 0.0), np.where(moved, spread, 0.0))

@@ -61,18 +61,19 @@ def summaries(inspection: Inspection) -> list[GroupSummary]:
 
 
 def combined(parts: Iterable[tuple[Linearity | None, int]]) -> Linearity | None:
-    """Several modules' R^2 together, each with its number of matrix entries: shares are weighted, `median` is the modules' median."""
-    known = [(part, size * part.entries / (part.entries + part.constant)) for part, size in parts if part is not None]
-    total = sum(weight for _, weight in known)
+    """Several modules' R^2 together, each with its number of matrix entries, for which those that were looked at stand."""
+    known = [(part, size / (part.entries + part.constant)) for part, size in parts if part is not None]
+    total = sum(scale * part.entries for part, scale in known)
     if total == 0:
         return None
-    shares = np.sum([np.array(part.shares) * weight for part, weight in known], axis=0) / total
+    shares = np.sum([np.array(part.shares) * part.entries * scale for part, scale in known], axis=0) / total
     return Linearity(
         shares=(float(shares[0]), float(shares[1]), float(shares[2]), float(shares[3])),
-        median=statistics.median(part.median for part, _ in known),
-        strong=sum(part.strong * weight for part, weight in known) / total,
+        strong=sum(part.strong * part.entries * scale for part, scale in known) / total,
         entries=sum(part.entries for part, _ in known),
         constant=sum(part.constant for part, _ in known),
+        sse=sum(part.sse * scale for part, scale in known),
+        sst=sum(part.sst * scale for part, scale in known),
     )
 
 

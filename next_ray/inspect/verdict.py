@@ -5,7 +5,8 @@ In this order (the first that holds decides):
 1. *unmoved*: no module moved at all.
 2. *too short*: no checkpoint can be hidden, K < k + max(k, 2).
 3. *converged*: over the last k checkpoints the weights got ahead by less than 5 % of the mean step, a checkpoint.
-4. *unpredictable*: no candidate has a median back-test error below 0.9 and was nearer than no-op at every origin.
+4. *unpredictable*: no candidate is good. A good one has a median back-test error below 0.9 and was nearer than no-op at every origin; a
+   tuned one also at its alpha over all origins, and its error is below the method's claim over the same origins by more than 0.02.
 5. *worth it*, with the best candidate.
 
 A candidate is a method with an alpha and an error that was measured without hindsight. Every method that claims an alpha gives two:
@@ -98,12 +99,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A method, the alpha to take, the scores that speak for it, and persistence's error over the same origins."""
+    """A method, the alpha to take, and the scores that speak for it; beside them over the same origins persistence and, for a tuned
+    alpha, the method's own claim."""
 
     method: MethodBacktest
     alpha: float
     alpha_from: AlphaFrom
     scores: Sequence[Score]
+    claim: float | None = None
     persistence: float | None = None
 
     @property
@@ -112,9 +115,10 @@ class _Candidate:
 
     @property
     def good(self) -> bool:
-        """Also at the alpha itself over all origins, which for a tuned one differs from the scores."""
-        worst = max(score.pooled for score in self.scores)
-        return self.error < WORTH and worst < STAYING and self.method.error(self.alpha) < WORTH
+        """A tuned one besides where tuning paid, and at its alpha at every origin: there hindsight may refuse, though never recommend."""
+        paid = self.claim is None or self.error < self.claim - SIMPLER
+        worst = max(score.pooled for score in (*self.scores, *self.method.at(self.alpha)))
+        return paid and worst < STAYING and self.error < WORTH and self.method.error(self.alpha) < WORTH
 
     @property
     def margin(self) -> float:
@@ -223,7 +227,7 @@ def _claimed(results: Backtest) -> list[_Candidate]:
 def _tuned(results: Backtest) -> list[_Candidate]:
     return _beside_persistence(
         [
-            _Candidate(method, method.best_alpha, AlphaFrom.TUNED, scores)
+            _Candidate(method, method.best_alpha, AlphaFrom.TUNED, scores, method.claimed_where_tuned(results.horizon))
             for method in results.methods
             if method.name != UNIVERSAL and method.forecast is not None and method.best_alpha is not None
             if (scores := method.tuned(results.horizon))

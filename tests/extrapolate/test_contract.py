@@ -204,6 +204,56 @@ def test_too_short_a_trajectory_is_refused_with_the_number_it_needs(name: str, a
             method.fit(adapters.truncated(enough - 1), SETTING)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "horizon", "said"),
+    [
+        (
+            "two-point",
+            {"start": 99},
+            1,
+            "needs at least 100 checkpoints with start=99 and was given 3. Give more checkpoints or a smaller start.",
+        ),
+        (
+            "linear-fit",
+            {"window": 9},
+            2,
+            "needs at least 9 checkpoints with window=9 and was given 3. Give more checkpoints or a smaller window.",
+        ),
+        (
+            "wsm-uniform",
+            {"count": 5},
+            2,
+            "needs at least 5 checkpoints with count=5 and was given 3. Give more checkpoints or a smaller count.",
+        ),
+        (
+            "soup-uniform",
+            {"count": 5},
+            2,
+            "needs at least 5 checkpoints with count=5 and was given 3. Give more checkpoints or a smaller count.",
+        ),
+        (
+            "two-point",
+            {"start": 2},
+            9,
+            "needs at least 9 checkpoints at a horizon of 9 and was given 3. Give more checkpoints or a shorter horizon.",
+        ),
+        ("two-point", {}, 9, "needs at least 9 checkpoints at a horizon of 9 and was given 3. Give more checkpoints or a shorter horizon."),
+        ("next", {}, 2, "needs at least 4 checkpoints at a horizon of 2 and was given 3. Give more checkpoints or a shorter horizon."),
+    ],
+)
+def test_too_short_a_trajectory_names_what_asks_for_so_many(
+    name: str, settings: dict[str, int], horizon: int, said: str, adapters: WeightTrajectory
+) -> None:
+    with pytest.raises(ExtrapolationError) as raised:
+        make(name, **settings).fit(adapters.truncated(3), Setting(horizon))
+    assert str(raised.value) == f"{name} {said}"
+
+
+def test_no_shorter_horizon_is_advised_where_there_is_none(adapters: WeightTrajectory) -> None:
+    with pytest.raises(ExtrapolationError, match=r"at a horizon of 1 and was given 1\. Give more checkpoints\.$"):
+        make("next").fit(adapters.truncated(1), Setting(1))
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_missing_accuracies_and_evaluator_are_refused_with_the_reason(name: str, adapters: WeightTrajectory) -> None:
     method = quick(name)

@@ -120,6 +120,16 @@ def test_origins_as_documented():
     assert origins(3, 1) == (2,)
     assert origins(2, 1) == ()
     assert origins(50, 10) == (30, 32, 34, 36, 38, 40)
+    assert origins(14, 4) == (5, 6, 7, 8, 9, 10)
+
+
+@pytest.mark.parametrize("count", range(3, 61))
+@pytest.mark.parametrize("horizon", range(1, 21))
+def test_some_origin_has_the_future_of_another_in_its_past_wherever_that_is_possible(count, horizon):
+    found = list(origins(count, horizon))
+    assert len(found) <= 6 and found == sorted(set(found)) and all(max(horizon, 2) <= o <= count - horizon for o in found)
+    if count - 2 * horizon >= max(horizon, 2):
+        assert found[-1] == count - horizon and found[0] + horizon <= found[-1]
 
 
 @pytest.mark.parametrize("kind", ["factors", "dense"])

@@ -11,11 +11,12 @@ from rich.console import Console
 
 from next_ray.extrapolate.methods.registry import make
 from next_ray.inspect.analysis import Inspection, inspect_trajectory
-from next_ray.inspect.console import show
+from next_ray.inspect.console import make_console, show
 from next_ray.inspect.document import SCHEMA, document, plain
+from next_ray.inspect.linearity import Linearity
 from next_ray.inspect.plots import draw
 from next_ray.inspect.summaries import combined, summaries
-from tests.inspect.trajectories import as_dense, line, random_walk, still
+from tests.inspect.trajectories import as_dense, line, matrices, random_walk, still
 
 METHODS = ["no-op", "persistence", "linear-fit", "expo", "alpharl", "dare", "key-neurons"]
 
@@ -36,15 +37,38 @@ def inspected(kind: str) -> Inspection:
 KINDS = ["walk", "dense", "still", "one", "two", "line"]
 
 
+@pytest.mark.parametrize("width", [80, 100, 160])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_console_keeps_to_100_columns_and_says_the_verdict(kind):
+def test_the_console_keeps_to_its_width_cuts_nothing_and_says_the_verdict(kind, width):
     out = io.StringIO()
-    show(inspected(kind), Console(file=out, width=100, highlight=False))
+    show(inspected(kind), Console(file=out, width=width, highlight=False))
     text = out.getvalue()
-    assert max(len(row) for row in text.splitlines()) <= 100
+    assert max(len(row) for row in text.splitlines()) <= min(width, 100) and "…" not in text
     assert "\x1b" not in text and "nan" not in text.lower()
     said = " ".join(text.replace("│", " ").split())
     assert inspected(kind).verdict.sentence in said
+
+
+@pytest.mark.parametrize("kind", ["walk", "dense"])
+def test_at_80_columns_no_caption_or_number_is_wrapped(kind):
+    narrow, wide = io.StringIO(), io.StringIO()
+    for out, width in ((narrow, 80), (wide, 160)):
+        show(inspected(kind), Console(file=out, width=width, highlight=False))
+
+    def rows(out: io.StringIO) -> list[str]:
+        body, _, _ = out.getvalue().partition("╭")
+        return [row.rstrip() for row in body.splitlines()]
+
+    # the captions and tables are the same rows but for the first column, whose names may be folded
+    assert [row for row in rows(wide) if row not in rows(narrow)] == []
+
+
+@pytest.mark.parametrize(("columns", "width"), [(None, 100), ("72", 72)])
+def test_in_a_pipe_the_width_is_100_or_what_columns_says(columns, width, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert make_console().width == width
 
 
 def test_a_long_name_of_a_kind_of_matrix_stays_whole():
@@ -64,7 +88,7 @@ def test_the_console_shows_every_table():
         "Rank-1 energy",
         "Angles between",
         "R^2 of a straight line",
-        "Back test: the last 5",
+        "Back test: checkpoints 5, 6, 7, 8, 9, 10 foretell 5 ahead",
         "by kind of",
     ):
         assert title in text
@@ -117,6 +141,26 @@ def test_shares_are_weighted_by_the_number_of_entries():
     expected = np.average([m.ahead.shares for m in modules if m.ahead], axis=0, weights=sizes)
     assert found.shares == pytest.approx(tuple(expected))
     assert combined([(None, 3)]) is None
+
+
+def test_the_pooled_r2_of_a_group_is_that_of_all_its_entries_together():
+    inspection = inspected("walk")
+    group = next(group for group in summaries(inspection) if group.name == "q")
+    values = np.concatenate([matrices(random_walk(), m.name).reshape(15, -1) for m in inspection.modules if m.group == "q"], axis=1)
+    slopes, starts = np.polyfit(inspection.steps, values, 1)
+    error = np.sum((values - np.outer(inspection.steps, slopes) - starts) ** 2)
+    assert group.within is not None
+    assert group.within.pooled == pytest.approx(1 - error / np.sum((values - values.mean(axis=0)) ** 2))
+
+
+def test_a_sampled_module_counts_by_its_size_and_not_by_its_sample():
+    small = Linearity((0.0, 0.0, 0.0, 1.0), 0.9, entries=10, constant=0, sse=1.0, sst=10.0)
+    large = Linearity((1.0, 0.0, 0.0, 0.0), 0.1, entries=5, constant=5, sse=8.0, sst=10.0)
+    found = combined([(small, 10), (large, 40)])
+    assert found is not None
+    # large: four times its sample, of which half never changed
+    assert found.shares == pytest.approx((20 / 30, 0, 0, 10 / 30))
+    assert found.pooled == pytest.approx(1 - (1 + 4 * 8) / (10 + 4 * 10))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from next_ray.inspect.linearity import (
+    EntryR2,
     num_train,
     r2_ahead,
     r2_within,
@@ -31,31 +32,34 @@ def test_ten_of_fifteen_are_fitted_as_in_the_paper():
 
 def test_ahead_equals_a_line_fit_by_hand_also_with_a_gap_in_the_steps():
     values = np.random.default_rng(0).normal(size=(6, 40)).cumsum(axis=0)
-    found = r2_ahead(STEPS, values, 4)
+    found = r2_ahead(STEPS, values, 4).values
     np.testing.assert_allclose(found, [by_hand(STEPS, values[:, n], 4) for n in range(40)], rtol=1e-8)
 
 
 def test_within_equals_the_squared_correlation_with_the_step():
     values = np.random.default_rng(1).normal(size=(6, 40)).cumsum(axis=0)
-    found = r2_within(STEPS, values)
+    found = r2_within(STEPS, values).values
     np.testing.assert_allclose(found, [np.corrcoef(STEPS, values[:, n])[0, 1] ** 2 for n in range(40)], rtol=1e-8)
 
 
 def test_lines_have_1_and_constants_none():
     steps = np.array(STEPS, dtype=float)
     values = np.stack([3e-6 * steps + 1.0, np.full(6, 0.3), np.zeros(6)], axis=1)
-    for found in (r2_ahead(STEPS, values, 4), r2_within(STEPS, values)):
+    for found in (r2_ahead(STEPS, values, 4).values, r2_within(STEPS, values).values):
         assert found[0] == pytest.approx(1.0, abs=1e-6)
         assert np.isnan(found[1:]).all()
 
 
 def test_shares_of_the_four_ranges():
-    found = summary(np.array([-3.0, -0.5, -0.1, 0.0, 0.4, 0.5, 0.8, 1.0, np.nan]))
+    r2 = np.array([-3.0, -0.5, -0.1, 0.0, 0.4, 0.5, 0.8, 1.0, np.nan])
+    spread = np.array([1.0, 2.0, 1.0, 4.0, 5.0, 2.0, 5.0, 20.0, 0.0])
+    found = summary(EntryR2(np.nan_to_num((1.0 - r2) * spread), spread))
     assert found is not None
     assert found.shares == (1 / 8, 2 / 8, 2 / 8, 3 / 8)
     assert (found.strong, found.entries, found.constant) == (2 / 8, 8, 1)
-    assert found.median == pytest.approx(0.2)
-    assert summary(np.array([np.nan])) is None
+    # SSE 4 + 3 + 1.1 + 4 + 3 + 1 + 1 + 0 of SST 40
+    assert found.pooled == pytest.approx(1 - 17.1 / 40)
+    assert summary(EntryR2(np.array([0.0]), np.array([0.0]))) is None
 
 
 def test_entries_of_small_modules_are_all_and_of_large_ones_a_fixed_sample():
@@ -87,4 +91,4 @@ def test_random_walks_look_linear_in_sample_and_are_not_ahead():
     ahead, within = random_walks(range(10, 160, 10), 10)
     assert ahead is not None and within is not None
     assert ahead.shares[0] > 0.6
-    assert within.median > 0.3
+    assert within.pooled > 0.3 and ahead.pooled < 0.0

@@ -76,7 +76,7 @@ def score(origin, alpha, pooled):
     return Score(origin, alpha, pooled, pooled, {"m": pooled})
 
 
-def shown(name, *rows, forecast=1.0):
+def shown(name: str, *rows: tuple[int, dict[float, float]], forecast: float | None = 1.0) -> MethodBacktest:
     """A method from rows of (origin, {alpha: error})."""
     return MethodBacktest(name, forecast, tuple(score(o, alpha, error) for o, errors in rows for alpha, error in errors.items()))
 
@@ -122,6 +122,19 @@ def test_a_tuned_alpha_that_did_not_hold_over_all_origins_is_not_taken():
     unsteady = shown("m", *((origin, {0.0: 1.0, 0.5: error, 1.0: 1.5}) for origin, error in rows))
     assert unsteady.tuned_error(3) == 0.5 and unsteady.best_alpha == 0.0
     assert decided(unsteady, horizon=3).outcome is Outcome.UNPREDICTABLE
+
+
+def test_tuning_is_no_way_around_an_origin_where_the_claim_failed():
+    # tuning is judged at origin 5 alone, where the claim was better still
+    rows = zip((2, 3, 4, 5), (1.1, 0.8, 0.7, 0.6), (0.9, 0.8, 0.7, 0.7), strict=True)
+    found = decided(shown("m", *((origin, {0.75: tuned, 1.0: claimed}) for origin, claimed, tuned in rows)), horizon=3)
+    assert found.outcome is Outcome.UNPREDICTABLE and found.alpha_from == "claimed" and "at some origin" in found.sentence
+
+
+def test_a_tuned_alpha_that_lost_to_staying_put_at_some_origin_is_not_taken():
+    rows = [(3, {0.5: 0.6, 1.0: 1.3}), (4, {0.5: 0.6, 1.0: 1.2}), (5, {0.5: 0.6, 1.0: 1.2})]
+    assert decided(shown("m", *rows)).alpha == 0.5
+    assert decided(shown("m", (2, {0.5: 1.1, 1.0: 0.5}), *rows)).outcome is Outcome.UNPREDICTABLE
 
 
 def test_the_steps_ahead_are_one_horizon_whatever_alpha():

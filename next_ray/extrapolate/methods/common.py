@@ -18,10 +18,7 @@ def require(method: Extrapolator, trajectory: WeightTrajectory, setting: Setting
     """Raises `ExtrapolationError` with the numbers when the trajectory or the setting lacks what the method needs."""
     needs, have = method.needs(setting.horizon), trajectory.num_checkpoints
     if have < needs.checkpoints:
-        raise ExtrapolationError(
-            f"{method.name} needs at least {needs.checkpoints} checkpoint{'s' if needs.checkpoints > 1 else ''} at a horizon of "
-            f"{setting.horizon} and was given {have}. Give more checkpoints or a shorter horizon."
-        )
+        raise ExtrapolationError(_too_few(method, setting.horizon, have))
     if needs.accuracies and trajectory.accuracies is None:
         raise ExtrapolationError(
             f"{method.name} needs a held-out accuracy per checkpoint, because it relates weights to accuracy, and the trajectory has none. "
@@ -32,6 +29,18 @@ def require(method: Extrapolator, trajectory: WeightTrajectory, setting: Setting
             f"{method.name} needs an evaluator, because it accepts a model by its held-out accuracy, and none was given. "
             "Give one or take another method."
         )
+
+
+def _too_few(method: Extrapolator, horizon: int, have: int) -> str:
+    """Names what asks for so many, and advises only what helps."""
+    needs = method.needs(horizon)
+    cause = f"at a horizon of {horizon}" if needs.setting is None else f"with {needs.setting}={getattr(method, needs.setting)}"
+    if needs.setting is not None:
+        cure = f" or a smaller {needs.setting}"
+    else:
+        cure = " or a shorter horizon" if horizon > 1 and method.needs(1).checkpoints <= have else ""
+    count = f"{needs.checkpoints} checkpoint{'s' if needs.checkpoints > 1 else ''}"
+    return f"{method.name} needs at least {count} {cause} and was given {have}. Give more checkpoints{cure}."
 
 
 def check(condition: bool, setting: str, rule: str, value: object) -> None:

@@ -78,7 +78,8 @@ class TwoPoint:
 
     def needs(self, horizon: int) -> Needs:
         """k checkpoints, and one after W_b."""
-        return Needs(max(horizon, 1 + (self.start or 0)))
+        first = 1 + (self.start or 0)
+        return Needs(max(horizon, first), setting="start" if first > horizon and self.start else None)
 
     def fit(self, trajectory: WeightTrajectory, setting: Setting) -> Fitted:
         """Nothing to learn."""
@@ -119,7 +120,8 @@ class LinearFit:
 
     def needs(self, horizon: int) -> Needs:
         """Two points make a line, and a horizon must have been seen."""
-        return Needs(max(horizon, self.window or 2))
+        least = self.window or 2
+        return Needs(max(horizon, least), setting="window" if least > horizon and self.window else None)
 
     def fit(self, trajectory: WeightTrajectory, setting: Setting) -> Fitted:
         """The fit's weights; every entry has the same."""

@@ -56,7 +56,7 @@ class Wsm:
 
     def needs(self, horizon: int) -> Needs:
         """The checkpoints that are merged."""
-        return Needs(self.count or horizon + 1)
+        return Needs(self.count or horizon + 1, setting="count" if self.count else None)
 
     def fit(self, trajectory: WeightTrajectory, setting: Setting) -> Fitted:
         """Nothing to learn."""
@@ -87,7 +87,7 @@ class SoupUniform:
 
     def needs(self, horizon: int) -> Needs:
         """The checkpoints that are averaged."""
-        return Needs(self.count or 1)
+        return Needs(self.count or 1, setting="count" if self.count else None)
 
     def fit(self, trajectory: WeightTrajectory, setting: Setting) -> Fitted:
         """Nothing to learn."""
