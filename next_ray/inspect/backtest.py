@@ -12,6 +12,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -139,10 +140,19 @@ class Backtest:
     methods: tuple[MethodBacktest, ...]
 
 
-def origins(num_checkpoints: int, horizon: int) -> tuple[int, ...]:
-    """At most six, evenly from the newest, K - k, back to one whose future the newest has seen, but to max(k, 2) at most."""
-    newest, gaps = num_checkpoints - horizon, MAX_ORIGINS - 1
-    span = min(max(horizon, gaps), newest - max(horizon, 2))
+def first_origin(steps: Sequence[int], horizon: int) -> int:
+    """k, but at least 2, and k + 1 where the first checkpoint is farther from the base, in training steps, than any from the one before.
+
+    There, in a segment that begins after a jump for example, a horizon that reached back to the base would be a much longer one.
+    """
+    apart = len(steps) > 1 and steps[0] > max(later - earlier for earlier, later in pairwise(steps))
+    return max(horizon + apart, 2)
+
+
+def origins(steps: Sequence[int], horizon: int) -> tuple[int, ...]:
+    """At most six, evenly from the newest, K - k, back to one whose future the newest has seen, but to `first_origin` at most."""
+    newest, gaps = len(steps) - horizon, MAX_ORIGINS - 1
+    span = min(max(horizon, gaps), newest - first_origin(steps, horizon))
     return tuple(sorted({newest - n * span // gaps for n in range(MAX_ORIGINS)})) if span >= 0 else ()
 
 
@@ -158,7 +168,7 @@ def backtest(
     `movements` are of the whole trajectory. Origins after which nothing moved are left out.
     """
     judge = _Judge(trajectory, movements, horizon)
-    starts = tuple(origin for origin in origins(trajectory.num_checkpoints, horizon) if judge.moved(origin))
+    starts = tuple(origin for origin in origins(trajectory.steps, horizon) if judge.moved(origin))
     results: list[MethodBacktest] = []
     total = len(methods) * len(starts)
     for number, method in enumerate(methods):

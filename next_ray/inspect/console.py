@@ -16,6 +16,7 @@ from next_ray.inspect.analysis import Inspection
 from next_ray.inspect.backtest import MethodBacktest
 from next_ray.inspect.energy import SPECTRUM_LIMIT
 from next_ray.inspect.linearity import ENTRIES, STRONG, Linearity
+from next_ray.inspect.movement import walk_straightness
 from next_ray.inspect.summaries import ALL, GroupSummary, summaries, typical
 from next_ray.inspect.verdict import UNIVERSAL
 
@@ -63,10 +64,10 @@ def _movement(inspection: Inspection) -> RenderableType:
     movement, horizon = inspection.movement, min(inspection.horizon, len(inspection.steps))
     turns = [turn for turn in movement.turns if turn is not None]
     grid = Table.grid(padding=(0, 2))
-    walk = len(inspection.steps) ** -0.5
+    walk = walk_straightness(inspection.steps)
     grid.add_row("straightness of the path", _number(movement.straightness), f"1 on a line, {walk:.2f} on a random walk")
     grid.add_row("cosine of successive steps", _number(sum(turns) / len(turns) if turns else None), "mean; 1 on a line, 0 on a random walk")
-    grid.add_row("recent speed", _number(movement.recent_speed(horizon)), "net, over the last horizon, in mean steps")
+    grid.add_row("recent speed", _number(movement.recent_speed(horizon, inspection.steps)), "net, last horizon over whole path, a step")
     return _titled("Movement of all weights", grid)
 
 

@@ -36,13 +36,13 @@ def document(inspection: Inspection, origin: Mapping[str, Any] | None = None) ->
             "notes": inspection.notes,
             **(origin or {}),
         },
-        "movement": _movement(inspection.movement, inspection.horizon),
+        "movement": _movement(inspection.movement, inspection),
         "linearity": {
             "fitted_checkpoints": inspection.num_train,
             "random_walk": {"ahead": _linearity(inspection.walk_ahead), "within": _linearity(inspection.walk_within)},
         },
         "groups": {group.name: _group(group) for group in summaries(inspection)},
-        "modules": {module.name: _module(module, inspection.horizon) for module in inspection.modules},
+        "modules": {module.name: _module(module, inspection) for module in inspection.modules},
         "backtest": _backtest(inspection.backtest),
     }
     return plain(found)
@@ -62,13 +62,13 @@ def plain(value: Any) -> Any:
     return number if not isinstance(number, float) or math.isfinite(number) else None
 
 
-def _movement(movement: Movement, horizon: int) -> dict[str, Any]:
+def _movement(movement: Movement, inspection: Inspection) -> dict[str, Any]:
     return {
         "step_lengths": list(movement.lengths),
         "distances_from_base": [square**0.5 for square in movement.square_norms],
         "cosines_of_successive_steps": movement.turns,
         "straightness": movement.straightness,
-        "recent_speed": movement.recent_speed(min(horizon, len(movement.gram))),
+        "recent_speed": movement.recent_speed(min(inspection.horizon, len(inspection.steps)), inspection.steps),
     }
 
 
@@ -85,7 +85,7 @@ def _group(group: GroupSummary) -> dict[str, Any]:
     }
 
 
-def _module(module: ModuleInspection, horizon: int) -> dict[str, Any]:
+def _module(module: ModuleInspection, inspection: Inspection) -> dict[str, Any]:
     return {
         "group": module.group,
         "layer": module.layer,
@@ -97,7 +97,7 @@ def _module(module: ModuleInspection, horizon: int) -> dict[str, Any]:
             "local": [_angles(a) for a in module.directions.local],
         },
         "sign_flips": {"flips": module.directions.flips, "pairs": module.directions.pairs},
-        "movement": _movement(module.movement, horizon),
+        "movement": _movement(module.movement, inspection),
         "r2": {"ahead": _linearity(module.ahead), "within": _linearity(module.within), "all_entries": module.exact},
     }
 

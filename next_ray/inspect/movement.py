@@ -42,7 +42,7 @@ class Movement:
 
     @property
     def straightness(self) -> float | None:
-        """|W_K - W_0|_F over the length of the path: 1 on a straight line, about 1/sqrt(K) on a random walk; None: no movement."""
+        """|W_K - W_0|_F over the length of the path: 1 on a straight line, on a random walk `walk_straightness`; None: no movement."""
         path = float(self.lengths.sum())
         return self.square_distance(len(self.gram)) ** 0.5 / path if path > 0 else None
 
@@ -56,12 +56,20 @@ class Movement:
             for p, a, b in zip(products, lengths[:-1], lengths[1:], strict=True)
         ]
 
-    def recent_speed(self, horizon: int) -> float | None:
-        """Displacement over the last `horizon` checkpoints, a checkpoint, over the mean step of the path; None: no movement."""
-        count = len(self.gram)
-        mean = float(self.lengths.mean())
-        recent = self.square_distance(count, count - horizon) ** 0.5 / horizon
-        return recent / mean if mean > 0 else None
+    def recent_speed(self, horizon: int, steps: Sequence[int]) -> float | None:
+        """Displacement over the last `horizon` checkpoints over the path's length, both a training step; None: no movement.
+
+        `steps` are the training steps of the checkpoints [K]; the first may be far from the base.
+        """
+        count, path = len(self.gram), float(self.lengths.sum())
+        earlier = steps[count - 1 - horizon] if horizon < count else 0
+        share = (steps[-1] - earlier) / steps[-1] if steps[-1] else 1.0
+        return self.square_distance(count, count - horizon) ** 0.5 / (share * path) if path > 0 else None
+
+
+def walk_straightness(steps: Sequence[int]) -> float:
+    """The straightness of a random walk in many dimensions over these training steps: 1/sqrt(K) where they are even."""
+    return float(steps[-1] ** 0.5 / np.sqrt(np.diff(np.asarray(steps, dtype=np.float64), prepend=0.0)).sum()) if steps[-1] else 1.0
 
 
 def movement(history: ModuleHistory) -> Movement:

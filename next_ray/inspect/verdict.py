@@ -3,8 +3,8 @@
 In this order (the first that holds decides):
 
 1. *unmoved*: no module moved at all.
-2. *too short*: no checkpoint can be hidden, K < k + max(k, 2).
-3. *converged*: over the last k checkpoints the weights got ahead by less than 5 % of the mean step, a checkpoint.
+2. *too short*: no checkpoint can be hidden, K < k + max(k, 2) (`backtest.first_origin`).
+3. *converged*: over the last k checkpoints the weights got ahead at less than 5 % of the path's mean speed.
 4. *unpredictable*: no candidate is good. A good one has a median back-test error below 0.9 and was nearer than no-op at every origin; a
    tuned one also at its alpha over all origins, and its error is below the method's claim over the same origins by more than 0.02.
 5. *worth it*, with the best candidate.
@@ -34,8 +34,8 @@ from enum import StrEnum
 from next_ray.delta.trajectory import WeightTrajectory
 from next_ray.extrapolate.methods.common import horizon_steps
 from next_ray.extrapolate.methods.registry import METHODS
-from next_ray.inspect.backtest import Backtest, MethodBacktest, Score
-from next_ray.inspect.movement import Movement
+from next_ray.inspect.backtest import Backtest, MethodBacktest, Score, first_origin
+from next_ray.inspect.movement import Movement, walk_straightness
 
 WORTH = 0.9
 STAYING = 1.0
@@ -145,32 +145,32 @@ class _Candidate:
 
 def verdict(trajectory: WeightTrajectory, movement: Movement, results: Backtest) -> Verdict:
     """By the rules above; `movement` is of all modules together."""
-    early = _before_the_back_test(trajectory.num_checkpoints, results.horizon, movement)
+    early = _before_the_back_test(trajectory.steps, results.horizon, movement)
     return early if early is not None else _from_the_back_test(trajectory, movement, results)
 
 
-def _before_the_back_test(count: int, horizon: int, movement: Movement) -> Verdict | None:
+def _before_the_back_test(steps: Sequence[int], horizon: int, movement: Movement) -> Verdict | None:
     """Rules 1 to 3."""
-    speed = movement.recent_speed(min(horizon, count))
+    count = len(steps)
+    speed = movement.recent_speed(min(horizon, count), steps)
     if speed is None:
         return Verdict(Outcome.UNMOVED, "Not worth jumping: no weight differs from the base.")
-    needed = horizon + max(horizon, 2)
-    if count < needed:
-        return Verdict(Outcome.TOO_SHORT, _too_short(count, horizon, needed))
+    if count < horizon + first_origin(steps, horizon):
+        return Verdict(Outcome.TOO_SHORT, _too_short(steps, horizon))
     if speed < CONVERGED_SPEED:
         sentence = (
-            f"Not worth jumping: training has converged. Over the last {_count(horizon, 'checkpoint')} the weights got ahead by "
-            f"{100 * speed:.1f} % of their mean step each, so there is nowhere left to jump to."
+            f"Not worth jumping: training has converged. Over the last {_count(horizon, 'checkpoint')} the weights got ahead at "
+            f"{100 * speed:.1f} % of their mean speed, so there is nowhere left to jump to."
         )
         return Verdict(Outcome.CONVERGED, sentence)
     return None
 
 
-def _too_short(count: int, horizon: int, needed: int) -> str:
+def _too_short(steps: Sequence[int], horizon: int) -> str:
+    count, needed = len(steps), horizon + first_origin(steps, horizon)
     few = f"{_count(count, 'checkpoint')} {'is' if count == 1 else 'are'} too few to hide {horizon} and foretell "
-    # count >= 2 k holds the horizons above 1, count >= 3 that of 1
-    largest = count // 2 if count > 3 else 1
-    shorter = f" (or a horizon of {'at most ' if largest > 1 else ''}{largest})" if count >= 3 else ""
+    largest = max((k for k in range(1, horizon) if k + first_origin(steps, k) <= count), default=None)
+    shorter = f" (or a horizon of {'at most ' if largest > 1 else ''}{largest})" if largest is not None else ""
     return f"Cannot tell: {few}{'it' if horizon == 1 else 'them'}; {needed} are needed{shorter}."
 
 
@@ -179,24 +179,27 @@ def _from_the_back_test(trajectory: WeightTrajectory, movement: Movement, result
     claimed, tuned = _claimed(results), _tuned(results)
     if not claimed:
         return Verdict(Outcome.UNPREDICTABLE, "Not worth jumping: no method that foretells weights could be tried on these checkpoints.")
-    best = _better(_best(claimed), _best(tuned))
+    best, straight = _better(_best(claimed), _best(tuned)), _straight(movement, trajectory.steps)
     if best is None:
         # what a method claims says more than a tuned alpha that shrinks to nothing
-        return _refused(min(claimed, key=lambda candidate: candidate.rank), movement)
+        return _refused(min(claimed, key=lambda candidate: candidate.rank), straight)
     steps = horizon_steps(trajectory, results.horizon)
     rivals = f", which no other method beats by more than {SIMPLER:g}" if best.method.name == SIMPLE and len(claimed) > 1 else ""
     alpha = f"alpha {best.alpha:g} {'as it claims' if best.alpha_from is AlphaFrom.CLAIMED else 'as tuned on the back test'}"
     what = f"worth jumping: {best.method.name}{rivals}, at {alpha}, about {_count(steps, 'training step')} ahead"
-    return _judged(Outcome.WORTH_IT, what, best, movement, alpha=best.alpha, steps=steps)
+    return _judged(Outcome.WORTH_IT, what, best, straight, alpha=best.alpha, steps=steps)
 
 
-def _refused(best: _Candidate, movement: Movement) -> Verdict:
-    why = "was farther off than staying put at some origin" if best.error < WORTH else "is hardly nearer than staying put, if at all"
-    return _judged(Outcome.UNPREDICTABLE, f"not worth jumping: even the best method, {best.method.name}, {why}", best, movement)
+def _refused(best: _Candidate, straight: str) -> Verdict:
+    """Where the median was good the sentence names the origins that were not: early ones may say little about now."""
+    failed = [f"{score.origin} ({score.pooled:.2f})" for score in best.scores if score.pooled >= STAYING]
+    origins = f"checkpoint{'s' if len(failed) > 1 else ''} {', '.join(failed)}"
+    why = f"was no nearer than staying put from {origins}" if best.error < WORTH else "is hardly nearer than staying put, if at all"
+    return _judged(Outcome.UNPREDICTABLE, f"not worth jumping: even the best method, {best.method.name}, {why}", best, straight)
 
 
 def _judged(
-    outcome: Outcome, what: str, candidate: _Candidate, movement: Movement, alpha: float | None = None, steps: int | None = None
+    outcome: Outcome, what: str, candidate: _Candidate, straight: str, alpha: float | None = None, steps: int | None = None
 ) -> Verdict:
     """With the numbers of the candidate; a single origin is no more than a hint, and the sentence says so."""
     origins = len(candidate.scores)
@@ -207,7 +210,7 @@ def _judged(
     beside = f", persistence {'tuned alike ' if tuned else ''}{rival:.2f}" if rival is not None else ""
     sentence = (
         f"{opening}: {'median ' if origins > 1 else ''}back-test error {candidate.error:.2f} over {_count(origins, 'origin')}{rule} "
-        f"(no-op 1.00{beside}); straightness of the path {_straight(movement)}."
+        f"(no-op 1.00{beside}); straightness of the path {straight}."
     )
     return Verdict(
         outcome, sentence, candidate.method.name, alpha, candidate.alpha_from, steps, candidate.error, origins, candidate.persistence
@@ -255,8 +258,8 @@ def _better(claimed: _Candidate | None, tuned: _Candidate | None) -> _Candidate 
     return tuned if own is not None and rival is not None and rival < own - SIMPLER else claimed
 
 
-def _straight(movement: Movement) -> str:
-    value, walk = movement.straightness, len(movement.gram) ** -0.5
+def _straight(movement: Movement, steps: Sequence[int]) -> str:
+    value, walk = movement.straightness, walk_straightness(steps)
     return f"{value:.2f} (line 1, random walk {walk:.2f})" if value is not None else "unknown"
 
 

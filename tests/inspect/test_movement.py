@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from next_ray.delta.history import FactorHistory
-from next_ray.inspect.movement import Movement, movement, together
+from next_ray.inspect.movement import Movement, movement, together, walk_straightness
 from next_ray.types import LoraFactors
 from tests.inspect.trajectories import dense_history, line, matrices, random_walk
 
@@ -44,11 +44,22 @@ def test_a_line_is_straight_and_a_step_back_is_not():
     straight = movement(line().modules["model.layers.0.mlp.down_proj"])
     assert straight.straightness == pytest.approx(1.0, abs=1e-6)
     assert all(turn == pytest.approx(1.0, abs=1e-6) for turn in straight.turns)
-    assert straight.recent_speed(5) == pytest.approx(1.0, abs=1e-5)
+    assert straight.recent_speed(5, range(10, 160, 10)) == pytest.approx(1.0, abs=1e-5)
     there_and_back = Movement(np.array([[4.0, -4.0], [-4.0, 4.0]]))
     assert there_and_back.straightness == 0.0
     assert there_and_back.turns == [-1.0]
-    assert there_and_back.recent_speed(2) == 0.0
+    assert there_and_back.recent_speed(2, [1, 2]) == 0.0
+
+
+def test_a_first_checkpoint_far_from_the_base_is_one_long_step_and_not_a_fast_one():
+    # 30 units in 30 training steps, then three checkpoints 3 units and 3 training steps apart
+    steps = [30, 33, 36, 39]
+    along = np.array([30.0, 3.0, 3.0, 3.0])
+    assert Movement(np.outer(along, along)).recent_speed(2, steps) == pytest.approx(1.0)
+    # steps that are orthogonal and as long as the square root of their time
+    walk = Movement(np.diag([30.0, 3.0, 3.0, 3.0]))
+    assert walk.straightness == pytest.approx(walk_straightness(steps))
+    assert walk_straightness([10, 20, 30, 40]) == pytest.approx(0.5)
 
 
 def test_modules_add_up_to_one_vector():
@@ -60,4 +71,4 @@ def test_modules_add_up_to_one_vector():
 
 def test_no_movement_has_no_numbers():
     found = Movement(np.zeros((3, 3)))
-    assert (found.straightness, found.recent_speed(1), found.turns) == (None, None, [None, None])
+    assert (found.straightness, found.recent_speed(1, [1, 2, 3]), found.turns) == (None, None, [None, None])

@@ -3,6 +3,7 @@ from itertools import permutations
 
 import pytest
 
+from next_ray.delta.trajectory import from_adapters
 from next_ray.extrapolate.methods.registry import make
 from next_ray.inspect.analysis import inspect_trajectory
 from next_ray.inspect.backtest import Backtest, MethodBacktest, Score
@@ -72,6 +73,21 @@ def test_only_a_horizon_that_would_do_is_advised(count, horizon, said):
         assert judged(line(count), int(said[-3])).outcome is not Outcome.TOO_SHORT
 
 
+def from_checkpoint(first, weights):
+    """The same without the earlier checkpoints."""
+    adapters = [{name: m.factors[i] for name, m in weights.modules.items()} for i in range(first - 1, weights.num_checkpoints)]
+    return from_adapters(weights.steps[first - 1 :], adapters)
+
+
+def test_a_segment_that_begins_far_from_the_base_is_judged_by_its_own_steps():
+    # 90 training steps to the first checkpoint, then 10 each, all on one line
+    found = judged(from_checkpoint(9, line(15)), 3)
+    assert found.worth_it and found.error == pytest.approx(0.0, abs=1e-5) and found.steps == 30
+    assert judged(from_checkpoint(9, line(14)), 3).sentence == (
+        "Cannot tell: 6 checkpoints are too few to hide 3 and foretell them; 7 are needed (or a horizon of at most 2)."
+    )
+
+
 def score(origin, alpha, pooled):
     return Score(origin, alpha, pooled, pooled, {"m": pooled})
 
@@ -128,7 +144,7 @@ def test_tuning_is_no_way_around_an_origin_where_the_claim_failed():
     # tuning is judged at origin 5 alone, where the claim was better still
     rows = zip((2, 3, 4, 5), (1.1, 0.8, 0.7, 0.6), (0.9, 0.8, 0.7, 0.7), strict=True)
     found = decided(shown("m", *((origin, {0.75: tuned, 1.0: claimed}) for origin, claimed, tuned in rows)), horizon=3)
-    assert found.outcome is Outcome.UNPREDICTABLE and found.alpha_from == "claimed" and "at some origin" in found.sentence
+    assert found.outcome is Outcome.UNPREDICTABLE and found.alpha_from == "claimed" and "from checkpoint 2 (1.10):" in found.sentence
 
 
 def test_a_tuned_alpha_that_lost_to_staying_put_at_some_origin_is_not_taken():
@@ -158,9 +174,9 @@ def test_a_method_whose_alpha_is_no_time_is_not_recommended():
     assert found.outcome is Outcome.UNPREDICTABLE and "no method" in found.sentence
 
 
-def test_one_origin_worse_than_staying_is_enough_to_refuse():
+def test_one_origin_worse_than_staying_is_enough_to_refuse_and_is_named():
     found = decided(shown("wild", (4, {1.0: 0.1}), (5, {1.0: 1.1})))
-    assert found.outcome is Outcome.UNPREDICTABLE and "at some origin" in found.sentence
+    assert found.outcome is Outcome.UNPREDICTABLE and "no nearer than staying put from checkpoint 5 (1.10):" in found.sentence
 
 
 def test_persistence_is_preferred_when_nothing_is_clearly_better():
