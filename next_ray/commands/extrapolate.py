@@ -19,7 +19,7 @@ EXAMPLES = """\
 examples:
   python -m next_ray.extrapolate grpo/checkpoint-* --output jumped
   python -m next_ray.extrapolate grpo --method next two-point --alpha 0.5 1 1.5 --rank 64 --output candidates
-  python -m next_ray.extrapolate runs/full --method linear-fit --merge --base Qwen/Qwen2.5-1.5B --output merged
+  python -m next_ray.extrapolate runs/full --method linear-fit --merge --base models/Qwen2.5-1.5B --output merged
   python -m next_ray.extrapolate grpo --method soup-greedy --accuracies held-out.json --evaluator my.tests:accuracy --output soup
 PATH is a PEFT, TRL, verl, OpenRLHF or Hugging Face checkpoint, a folder of them, or a run of a next_ray store.
 """
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     width.add_argument("--exact", action="store_true", help="adapters as wide as exactness needs (the default)")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="of adapters (default: float32); merged models keep the base's")
     add("--merge", action="store_true", help="write merged models instead of adapters")
-    add("--base", metavar="MODEL", help="the base model: a folder or a hub name (default: what the checkpoints name)")
+    add("--base", metavar="MODEL", help="the base: a folder, for adapters also a hub name (default: what they name)")
     add("--no-verify", action="store_true", help="do not compare a merged model with base + adapter (two models are loaded)")
     add("--accuracies", type=Path, metavar="FILE", help='JSON of held-out accuracies by step, 0 for the base: {"0": 0.31, "10": 0.35}')
     add("--evaluator", metavar="MODULE:FUNC", help="function from the folder of a result to its accuracy, for soup-greedy")
