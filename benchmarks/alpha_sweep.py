@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from next_ray.checkpoints.card import Lineage, Parent
-from next_ray.checkpoints.export import export_merged
+from next_ray.checkpoints.export import Result, export_merged
 from next_ray.config import Config
 from next_ray.data.prepare import load_splits
 from next_ray.delta.trajectory import WeightTrajectory, from_adapters
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
         merged = [Path(scratch) / f"{alpha:g}" for alpha in ALPHAS]
         started = time.perf_counter()
         for folder, plan in zip(merged, plans, strict=True):
-            export_merged(folder, plan, trajectory, LINEAGE, Path(model.path))
+            export_merged(folder, Result(plan, trajectory, LINEAGE), Path(model.path))
         report["merging_8_models_s"] = time.perf_counter() - started
         for size in sizes:
             report["sizes"]["x".join(map(str, size))] = measure(runner, size, adapters, merged, arguments)

@@ -129,6 +129,7 @@ async def execute(config: Config) -> None:
         report.resume(progress.step, store.read_table("metrics", progress.step) if latest else [], progress.jumps)
         kinds = sorted({p.verifier for p in (*splits.train, *splits.gate, *splits.test)})
         job = Job(config, cluster, model, store, latest.id if latest else None, lease.token, kinds, report.say)
+        report.phase("starting engines and learners")
         launched = await stack.enter_async_context(launch(job))
         report.phase("probing")
         report.probe(await probe(launched, splits.gate[:4], config))

@@ -141,7 +141,6 @@ class _Crew:
         state: Ref[LearnerState] | None = await archive.state(job.resume_from) if job.resume_from else None
         shards = delta_shards(config, job.model)
         places = await self._reserve(len(shards))
-        job.say("starting engines and learners")
         engines, ranks = self._placed_actors(places)
         judges = [_light(VerifierRemote, device).remote(config.reward, job.verifiers) for _ in range(config.reward.actors)]
         workers = delta_workers(config, shards, places.deltas, device)
