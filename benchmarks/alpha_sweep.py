@@ -32,8 +32,8 @@ from next_ray.extrapolate.materialize import to_adapter
 from next_ray.extrapolate.methods.registry import make
 from next_ray.extrapolate.plan import Plans, Setting
 from next_ray.models.resolve import PreparedModel, prepare_model
-from next_ray.models.tiny import TinySpec
 from next_ray.models.tiny import train as train_tiny
+from next_ray.models.tiny_spec import TinySpec
 from next_ray.rollout.engine import EngineSpec, VllmEngine
 from next_ray.rollout.probe import probe_adapter
 from next_ray.types import Adapter, LoraFactors, Prompt, RolloutRequest, Sampling

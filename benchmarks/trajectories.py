@@ -14,7 +14,8 @@ import torch
 
 from next_ray.config import ModelSection
 from next_ray.models.resolve import prepare_model
-from next_ray.models.tiny import CHARACTERS, TinySpec, train
+from next_ray.models.tiny import CHARACTERS, train
+from next_ray.models.tiny_spec import TinySpec
 from next_ray.types import LoraFactors
 
 Checkpoints = list[dict[str, LoraFactors]]

@@ -134,3 +134,13 @@ def test_a_token_of_the_user_is_respected(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
     protect_embedded_ray(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("word", ["--help", "run.stepz=3"])
+def test_help_and_mistakes_do_not_wait_for_torch(word: str) -> None:
+    script = (
+        f"import sys\nfrom next_ray.run import main\ntry:\n    main([{word!r}])\nexcept SystemExit:\n    pass\n"
+        "print('heavy:', {'torch', 'transformers', 'ray', 'vllm'} & set(sys.modules) or 'none')"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert found.stdout.endswith("heavy: none\n"), found.stdout + found.stderr

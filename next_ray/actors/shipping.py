@@ -12,7 +12,7 @@ from next_ray.config import ModelSection
 from next_ray.errors import ModelError
 from next_ray.models.folder import cache_root, publish, read_files, write_files
 from next_ray.models.resolve import PreparedModel, prepare_model
-from next_ray.models.tiny import TinySpec
+from next_ray.models.tiny_spec import TinySpec
 
 MADE_HERE = ("tiny", "smollm2-135m")
 """Models that no other node can fetch by name; they are small and travel through the object store."""

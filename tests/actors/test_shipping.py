@@ -10,7 +10,8 @@ from next_ray.actors.shipping import ModelPlace, localize
 from next_ray.config import ModelSection
 from next_ray.errors import ModelError
 from next_ray.models.folder import read_files
-from next_ray.models.tiny import TinySpec, build_model, build_tokenizer
+from next_ray.models.tiny import build_model, build_tokenizer
+from next_ray.models.tiny_spec import TinySpec
 
 pytestmark = pytest.mark.ray
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from next_ray.models.tiny import TinySpec, build_model, build_tokenizer
+from next_ray.models.tiny import build_model, build_tokenizer
+from next_ray.models.tiny_spec import TinySpec
 
 
 def save_random_model(folder: Path) -> Path:

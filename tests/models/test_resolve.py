@@ -14,7 +14,8 @@ from next_ray.config import ModelSection
 from next_ray.errors import ModelError
 from next_ray.models.folder import publish, read_files, weight_files, write_files
 from next_ray.models.resolve import SMOLLM2_PACKAGE, PreparedModel, prepare_model
-from next_ray.models.tiny import TinySpec, train
+from next_ray.models.tiny import train
+from next_ray.models.tiny_spec import TinySpec
 
 SPEC = TinySpec(batch_size=4, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=1)
 

@@ -9,7 +9,8 @@ import torch
 
 from next_ray.errors import ConfigError, TrainingError
 from next_ray.models.folder import read_files
-from next_ray.models.tiny import IGNORED, TinySpec, build_model, build_tokenizer, demonstration, encode, learning_rate_factor, train
+from next_ray.models.tiny import IGNORED, build_model, build_tokenizer, demonstration, encode, learning_rate_factor, train
+from next_ray.models.tiny_spec import TinySpec
 
 SMALL = TinySpec(steps=3, batch_size=8, hidden_size=32, intermediate_size=48, num_layers=1, num_heads=1, warmup_steps=2)
 

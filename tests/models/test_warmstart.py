@@ -7,7 +7,8 @@ import pytest
 
 from next_ray.errors import PlacementError, TrainingError
 from next_ray.models.folder import read_files
-from next_ray.models.tiny import TinySpec, train
+from next_ray.models.tiny import train
+from next_ray.models.tiny_spec import TinySpec
 
 SPEC = TinySpec(steps=20, batch_size=16, hidden_size=32, intermediate_size=48, num_layers=1, num_heads=1)
 
