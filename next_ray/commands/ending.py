@@ -39,15 +39,21 @@ def ended(work: Callable[[], object], interrupted: str) -> int:
         print(f"\nerror: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print(f"\n{'terminated' if terminated else 'interrupted'}; {interrupted}", file=sys.stderr)
-        return TERMINATED if terminated else INTERRUPTED
+        return _stopped(TERMINATED if terminated else INTERRUPTED, interrupted)
     except BrokenPipeError:
         return _without_readers()
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # rich's way to say so
             return _without_readers()
+        if end.code == signal.SIGTERM:  # Ray's handler, which takes the place of ours while Ray runs
+            return _stopped(TERMINATED, interrupted)
         raise
     return 0
+
+
+def _stopped(code: int, interrupted: str) -> int:
+    print(f"\n{'terminated' if code == TERMINATED else 'interrupted'}; {interrupted}", file=sys.stderr)
+    return code
 
 
 @contextmanager

@@ -42,6 +42,7 @@ def fail(error: BaseException) -> None:
     [
         (ConfigError("That was wrong."), 2, "\nerror: That was wrong.\n"),
         (KeyboardInterrupt(), 130, "\ninterrupted; all is lost\n"),
+        (SystemExit(15), 143, "\nterminated; all is lost\n"),  # what Ray's own handler makes of SIGTERM
     ],
 )
 def test_errors_and_interruptions(error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
