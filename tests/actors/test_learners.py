@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,15 @@ from tests.learn.reference import ReferenceLearner
 
 pytestmark = [pytest.mark.deepspeed, pytest.mark.timeout(600)]
 GROUPS = make_groups()
+
+
+@pytest.fixture(autouse=True)
+def process_group_of_this_test() -> Iterator[None]:
+    """Its address and port stay out of the environment of later tests and of what they start."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def test_the_probe_sees_the_base_after_training_too(tmp_path: Path) -> None:
