@@ -15,6 +15,9 @@ from torch import nn
 
 from next_ray.config import LearnerSection
 
+GROUP_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""Where a process looks for its group."""
+
 
 class GuardedAdamW(torch.optim.AdamW):
     """AdamW that clips by the global norm and skips a step whose gradient is not finite.
@@ -40,9 +43,9 @@ class GuardedAdamW(torch.optim.AdamW):
 
 def join_process_group(rank: int, world_size: int, address: str, port: int, device: Literal["cpu", "gpu"]) -> None:
     """Join the gang (gloo on CPU, nccl on GPU). Must be the first use of DeepSpeed in the process."""
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0", MASTER_ADDR=address, MASTER_PORT=str(port)
-    )  # LOCAL_RANK 0: a rank sees only the GPU that was given to it
+    # LOCAL_RANK 0: a rank sees only the GPU that was given to it.
+    values = (str(rank), str(world_size), "0", address, str(port))
+    os.environ.update(zip(GROUP_VARIABLES, values, strict=True))
     if device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     # DeepSpeed calls collectives by names that torch has renamed: a warning per call.
@@ -63,7 +66,7 @@ def join_process_group(rank: int, world_size: int, address: str, port: int, devi
 
 
 def leave_process_group() -> None:
-    """Destroy the process group if there is one."""
+    """Destroy the process group if there is one; what this process starts later does not find its address."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         import deepspeed.comm
 
@@ -71,6 +74,8 @@ def leave_process_group() -> None:
             deepspeed.comm.destroy_process_group()
         else:
             torch.distributed.destroy_process_group()
+        for name in GROUP_VARIABLES:
+            os.environ.pop(name, None)
 
 
 def start_engine(policy: nn.Module, cfg: LearnerSection) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +18,6 @@ from tests.learn.reference import ReferenceLearner
 
 pytestmark = [pytest.mark.deepspeed, pytest.mark.timeout(600)]
 GROUPS = make_groups()
-
-
-@pytest.fixture(autouse=True)
-def process_group_of_this_test() -> Iterator[None]:
-    """Its address and port stay out of the environment of later tests and of what they start."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 def test_the_probe_sees_the_base_after_training_too(tmp_path: Path) -> None:
@@ -48,3 +38,4 @@ def test_the_probe_sees_the_base_after_training_too(tmp_path: Path) -> None:
         np.testing.assert_allclose(np.concatenate(actor.logprobs(GROUPS, trained)), policy, atol=1e-4)
     finally:
         actor.close()
+    assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} & set(os.environ)  # nor do later processes find it
