@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import sys
 
-from benchmarks import alpha_sweep, dense, embedded, fitting, memory, sharding, smollm2, triplets
+import benchmarks
 
-BENCHMARKS = {
-    "alpha_sweep": alpha_sweep.main,
-    "embedded": embedded.main,
-    "fitting": fitting.main,
-    "memory": memory.main,
-    "smollm2": smollm2.main,
-    "dense": dense.main,
-    "sharding": sharding.main,
-    "triplets": triplets.main,
-}
+HELPERS = {"__main__", "rows", "shapes", "trajectories", "watched"}
 
 
 def main() -> int:
     """Dispatch."""
+    names = sorted({module.name for module in pkgutil.iter_modules(benchmarks.__path__)} - HELPERS)
     name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name not in BENCHMARKS:
-        print(f"usage: python -m benchmarks {{{','.join(BENCHMARKS)}}} [options]", file=sys.stderr)
+    if name not in names:
+        print(f"usage: python -m benchmarks {{{','.join(names)}}} [options]", file=sys.stderr)
         return 2
-    return BENCHMARKS[name](sys.argv[2:])
+    return importlib.import_module(f"benchmarks.{name}").main(sys.argv[2:])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """`python -m benchmarks alpha_sweep`: what evaluating 8 alphas costs, side by side in one engine, against evaluating one.
 
-Every candidate answers the same prompts. Four ways, on the tiny model and a real vLLM engine:
+Every candidate answers the same prompts. Five ways, on the tiny model and a real vLLM engine:
 one        one adapter is loaded and evaluated;
+screened   all adapters are loaded at once, halved round by round on the first prompts, and the last is evaluated on the others, as
+           `gate.screening` asks for;
 together   all adapters are loaded at once and evaluated in one batch;
 in turn    the adapters are loaded and evaluated one after the other;
 merged     the published way: every candidate is merged into a full model on disk, which the engine loads before it evaluates it.
@@ -17,8 +19,9 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -31,16 +34,20 @@ from next_ray.delta.trajectory import WeightTrajectory, from_adapters
 from next_ray.extrapolate.materialize import to_adapter
 from next_ray.extrapolate.methods.registry import make
 from next_ray.extrapolate.plan import Plans, Setting
+from next_ray.extrapolate.screening import plan_rounds, survivors
 from next_ray.models.resolve import PreparedModel, prepare_model
 from next_ray.models.tiny import train as train_tiny
 from next_ray.models.tiny_spec import TinySpec
+from next_ray.reward.verifiers import judge_exact
 from next_ray.rollout.engine import EngineSpec, VllmEngine
 from next_ray.rollout.probe import probe_adapter
-from next_ray.types import Adapter, LoraFactors, Prompt, RolloutRequest, Sampling
+from next_ray.types import Adapter, Group, LoraFactors, Prompt, RolloutRequest, Sampling
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 SIZES = ((1, 1), (8, 1), (32, 1), (96, 1), (96, 4))
 """Prompts and samples of each; the last is the default gate's evaluation."""
+SCREENING = 0.75
+"""What screening may cost, in evaluations of one."""
 AMPLITUDE = 0.02
 """Root mean square of a checkpoint's delta times x for x of root mean square 1: answers keep their length."""
 
@@ -122,6 +129,24 @@ class Runner:
         self.load(adapters)
         return self._evaluate(size, range(1, len(adapters) + 1))
 
+    def screened(self, size: tuple[int, int], adapters: Sequence[Adapter]) -> int:
+        """Load all, choose one on the first prompts and evaluate it on the others."""
+        self.load(adapters)
+        num_prompts, samples = size
+        scores: dict[str, list[float]] = {str(version): [] for version in range(1, len(adapters) + 1)}
+        start = sampled = 0
+        for turn in plan_rounds(len(adapters), num_prompts, SCREENING):
+            groups = self._groups([int(name) for name in scores], self._prompts[turn.start : turn.stop], samples)
+            sampled += _num_tokens(groups)
+            per_version = turn.stop - turn.start
+            for i, name in enumerate(scores):
+                for group in groups[i * per_version : (i + 1) * per_version]:
+                    scores[name].append(fmean(judge_exact(c.text, group.prompt.answer) for c in group.completions))
+            scores = {name: scores[name] for name in survivors(scores, turn.kept)}
+            start = turn.stop
+        (finalist,) = scores
+        return sampled + _num_tokens(self._groups([int(finalist)], self._prompts[start:num_prompts], samples))
+
     def load(self, adapters: Sequence[Adapter]) -> int:
         """Load them and no more."""
         self._engine.load(dict(enumerate(adapters, start=1)))
@@ -144,22 +169,30 @@ class Runner:
 
     def _evaluate(self, size: tuple[int, int], versions: Sequence[int]) -> int:
         num_prompts, samples = size
-        requests = [RolloutRequest(prompt, version, 0, samples) for version in versions for prompt in self._prompts[:num_prompts]]
-        groups = self._engine.generate(requests, self._sampling)
-        return sum(len(completion.token_ids) for group in groups for completion in group.completions)
+        return _num_tokens(self._groups(versions, self._prompts[:num_prompts], samples))
+
+    def _groups(self, versions: Sequence[int], prompts: Sequence[Prompt], samples: int) -> list[Group]:
+        requests = [RolloutRequest(prompt, version, 0, samples) for version in versions for prompt in prompts]
+        return self._engine.generate(requests, self._sampling)
+
+
+def _num_tokens(groups: Sequence[Group]) -> int:
+    return sum(len(completion.token_ids) for group in groups for completion in group.completions)
 
 
 def measure(
     runner: Runner, size: tuple[int, int], adapters: Sequence[Adapter], merged: Sequence[Path], arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """All ways at one size, repetitions interleaved so that a busy machine disturbs them alike."""
-    ways: Mapping[str, Callable[[], int]] = {
+    ways: dict[str, Callable[[], int]] = {
         "one": lambda: runner.one(size, adapters[3]),
         "load_one": lambda: runner.load(adapters[3:4]),
         "together": lambda: runner.together(size, adapters),
         "load_together": lambda: runner.load(adapters),
         "in_turn": lambda: runner.in_turn(size, adapters),
     }
+    if plan_rounds(len(adapters), size[0], SCREENING):
+        ways["screened"] = lambda: runner.screened(size, adapters)
     clocks = Clocks()
     for repetition in range(1 + arguments.repetitions):
         for name, way in ways.items():
@@ -186,14 +219,18 @@ class Clocks:
                 self._seconds[clock].setdefault(name, []).append(seconds)
 
     def report(self) -> dict[str, Any]:
-        """Medians with least and largest, and the ratios: `together` to `one` repetition by repetition, the others of medians."""
+        """Medians with least and largest, and the ratios: those to `one` repetition by repetition, the others of medians."""
         result: dict[str, Any] = {"sampled_tokens": {name: count for name, count in self._tokens.items() if count}}
         for clock, seconds in self._seconds.items():
-            pairs = [together / one for one, together in zip(seconds["one"], seconds["together"], strict=True)]
+            ratios = {
+                f"{way}_over_one": _spread([found / one for one, found in zip(seconds["one"], seconds[way], strict=True)], 2)
+                for way in ("screened", "together")
+                if way in seconds
+            }
             middle = {name: float(np.median(found)) for name, found in seconds.items()}
             result[clock] = {
                 "seconds": {name: _spread(found, 4) for name, found in seconds.items()},
-                "together_over_one": _spread(pairs, 2),
+                **ratios,
                 "in_turn_over_together": round(middle["in_turn"] / middle["together"], 2),
                 "merged_over_together": round(middle["merged"] / middle["together"], 2),
             }

@@ -11,6 +11,7 @@ from math import ceil
 
 from next_ray.config import Config
 from next_ray.delta.factors import GRAM_BATCH_BYTES
+from next_ray.extrapolate.screening import num_evaluations
 from next_ray.model_facts import ModelFacts
 from next_ray.progress import Progress, Schedule
 from next_ray.rollout.spec import LORA_RANKS
@@ -98,7 +99,7 @@ def run_schedule(config: Config) -> RunSchedule:
         jump_steps=tuple(step for step in range(1, steps + 1) if due.attempt_due(Progress(step=step))),
         first_jump_step=plan.interval_steps * plan.checkpoints,
         num_candidates=candidates,
-        gate_completions=(1 + candidates) * config.data.gate_prompts * plan.gate.samples if paired else 0,
+        gate_completions=num_evaluations(candidates, config.data.gate_prompts, plan.gate.screening) * plan.gate.samples if paired else 0,
         evaluation_completions=config.data.test_prompts * config.evaluation.samples,
     )
 

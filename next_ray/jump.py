@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from next_ray.clock import Clock
 from next_ray.config import Config
-from next_ray.extrapolate.gate import decide
+from next_ray.extrapolate.gate import decide, prompt_means
+from next_ray.extrapolate.screening import plan_rounds, survivors
 from next_ray.ports import Stages
 from next_ray.progress import Progress, Schedule, derive_seed
 from next_ray.serving import Serving
-from next_ray.types import Candidate, CheckpointKind, GateDecision, JumpRecord, NewCheckpoint, Prompt
+from next_ray.types import Candidate, CheckpointKind, GateDecision, JumpRecord, NewCheckpoint, Prompt, ScreenedRow
+
+BASELINE = ""
+"""What the adapter in force is called beside the candidates."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +72,37 @@ class Extrapolation:
             return GateDecision(None, "No extrapolator proposed anything.", None, ())
         if gate.kind == "none":
             return decide((), {c.name: () for c in candidates}, gate, seed=0)
-        models = {"": self.serving.adapter, **{c.name: c.adapter for c in candidates}}
-        step, temperature = self.progress.step, self.config.rollout.temperature
-        matrices = await self.serving.accuracy(self.gate_prompts, models, gate.samples, temperature, "gate", step)
-        baseline = matrices.pop("")
-        return decide(baseline, matrices, gate, seed=derive_seed(self.config.run.seed, "gate-test", step))
+        versions = await self.serving.host({BASELINE: self.serving.adapter, **{c.name: c.adapter for c in candidates}})
+        baseline = versions.pop(BASELINE)
+        finalists, screened = await self._screen(versions)
+        matrices = await self._rewards(
+            {BASELINE: baseline, **finalists}, self.gate_prompts[max((row.num_prompts for row in screened), default=0) :], "gate"
+        )
+        decision = decide(matrices.pop(BASELINE), matrices, gate, seed=derive_seed(self.config.run.seed, "gate-test", self.progress.step))
+        return replace(decision, screened=screened)
+
+    async def _screen(self, versions: Mapping[str, int]) -> tuple[Mapping[str, int], tuple[ScreenedRow, ...]]:
+        """Halve the candidates round by round on the first gate prompts; the versions left, and what was left behind.
+
+        The finalist's row is among the latter too, since the prompts up to its own were used to choose it.
+        """
+        scores: dict[str, list[float]] = {name: [] for name in versions}
+        screened: list[ScreenedRow] = []
+        for i, turn in enumerate(plan_rounds(len(versions), len(self.gate_prompts), self.config.extrapolation.gate.screening)):
+            matrices = await self._rewards(
+                {name: versions[name] for name in scores}, self.gate_prompts[turn.start : turn.stop], f"gate-screening-{i}"
+            )
+            for name, matrix in matrices.items():
+                scores[name] += prompt_means(matrix, name).tolist()
+            kept = survivors(scores, turn.kept)
+            last = turn.kept == 1
+            screened += [ScreenedRow(n, fmean(values), turn.stop) for n, values in scores.items() if last or n not in kept]
+            scores = {name: scores[name] for name in kept}
+        return {name: versions[name] for name in scores}, tuple(screened)
+
+    async def _rewards(self, versions: Mapping[str, int], prompts: Sequence[Prompt], purpose: str) -> dict[str, Any]:
+        samples, temperature = self.config.extrapolation.gate.samples, self.config.rollout.temperature
+        return await self.serving.accuracy(prompts, versions, samples, temperature, purpose, self.progress.step)
 
     async def _adopt(self, chosen: Candidate) -> float:
         """Adopt the candidate in learner and engines and commit it; returns the recompression's truncation error."""

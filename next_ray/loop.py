@@ -141,7 +141,8 @@ class TrainingLoop:
         """Evaluate models (None: the base) side by side on the test prompts, then serve the adapter in force again."""
         samples, temperature = self.config.evaluation.samples, self.config.evaluation.temperature
         with self.clock.phase("evaluate"):
-            matrices = await self.serving.accuracy(self.splits.test, models, samples, temperature, "test", samples)
+            versions = await self.serving.host(models)
+            matrices = await self.serving.accuracy(self.splits.test, versions, samples, temperature, "test", samples)
             await self.serving.serve()
         results = []
         for label, matrix in matrices.items():

@@ -43,19 +43,17 @@ class Serving:
             await self.stages.rollout.load(adapters)
             self._served = set(adapters)
 
-    async def accuracy(
-        self,
-        prompts: Sequence[Prompt],
-        models: Mapping[str, Ref[Adapter] | None],
-        num_samples: int,
-        temperature: float,
-        purpose: str,
-        salt: int,
-    ) -> dict[str, tuple[tuple[float, ...], ...]]:
-        """Rewards [P][S] of each model (None: the base), side by side on the same prompts with the same seeds."""
+    async def host(self, models: Mapping[str, Ref[Adapter] | None]) -> dict[str, int]:
+        """Serve these models (None: the base) beside the adapter in force; returns the version of each."""
         passing = itertools.count(FIRST_PASSING_VERSION)
         versions = {label: self._version_of(adapter, passing) for label, adapter in models.items()}
         await self.serve({versions[label]: adapter for label, adapter in models.items() if adapter is not None})
+        return versions
+
+    async def accuracy(
+        self, prompts: Sequence[Prompt], versions: Mapping[str, int], num_samples: int, temperature: float, purpose: str, salt: int
+    ) -> dict[str, tuple[tuple[float, ...], ...]]:
+        """Rewards [P][S] of each hosted version, side by side on the same prompts with the same seeds."""
         requests = [r for version in versions.values() for r in self.requests(prompts, version, num_samples, purpose, salt)]
         scores = await self.stages.rewards.score(await self.stages.rollout.generate(requests, self.sampling(temperature)))
         num = len(prompts)

@@ -172,3 +172,16 @@ def test_the_end_compares_base_both_ends_of_the_jump_and_the_final_model() -> No
     accuracy = [r.avg_at_k.mean for r in results]
     assert accuracy[0] <= accuracy[1] < accuracy[2] <= accuracy[3]
     assert skill_of(make_adapter(0.5)) == 0.5
+
+
+def test_screening_tests_one_candidate_on_the_prompts_that_did_not_choose_it() -> None:
+    gains = {"next@1": 0.1, "next@2": 0.5, "two-point@1": -0.2, "two-point@2": 0.0}
+    world = World(config(gate={"samples": 4, "screening": 1.0}), gains=gains)
+    run(world.loop())
+    (jump,) = world.report.jumps
+    assert jump.decision.accepted == "next@2"
+    assert [row.name for row in jump.decision.rows] == ["next@2"]
+    assert [(row.name, row.num_prompts) for row in jump.decision.screened][-2:] == [("next@1", 24), ("next@2", 24)]
+    sampled = [line for line in world.rollout.log if line.startswith("generate") and "10737418" in line]
+    assert [line.split()[1] for line in sampled] == ["32", "32", "80"]  # 4 x 8, 2 x 16, (1 + baseline) x 40
+    assert sum("," in line and line.startswith("load") for line in world.rollout.log) == 1, "all are loaded once"

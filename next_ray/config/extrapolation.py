@@ -35,6 +35,12 @@ class GateSection(Section):
     """Candidate taken when kind is none, for example `next@1.5`."""
     samples: int = Field(default=4, ge=1)
     """Completions per gate prompt and candidate."""
+    screening: float = Field(default=0.0, ge=0, le=1)
+    """What choosing the one candidate that is tested may cost, in evaluations of one on all gate prompts; 0: all are tested on all.
+
+    Candidates are halved round by round on a part of the prompts, and the last one is tested on the others. With a wide grid of
+    alphas this is several times cheaper, and at equal cost, with more gate prompts, the sharper test (docs/benchmarks.md).
+    """
     level: float = Field(default=0.05, gt=0, lt=1)
     """Largest adjusted p-value that is accepted (one-sided, over all candidates)."""
     min_gain: float = Field(default=0.0, ge=0)

@@ -204,6 +204,9 @@ def jump_lines(row: dict[str, Any]) -> list[str]:
         if "difference" in candidate:
             shown += f", {100 * candidate['difference']:+.1f} points"
         lines.append(shown + (f", p = {candidate['p_value']:.3g}" if "p_value" in candidate else ""))
+    if row.get("screened"):
+        screened = ", ".join(f"{s['name']} {percent(s['accuracy'])} of {s['num_prompts']}" for s in row["screened"])
+        lines.append(f"    screened on the first prompts: {screened}")
     for method, why in row.get("abstained", {}).items():
         lines.append(f"    {method} abstained: {why}")
     if row.get("backtest"):

@@ -70,6 +70,7 @@ def jump_row(record: JumpRecord) -> Row:
             "candidates": [
                 {"name": row.name, "accuracy": row.accuracy, "difference": row.difference, "p_value": row.p_value} for row in decision.rows
             ],
+            "screened": [{"name": row.name, "accuracy": row.accuracy, "num_prompts": row.num_prompts} for row in decision.screened],
             "backtest": [
                 {"index": score.index, "next": score.next_, "persistence": score.persistence, "linear": score.linear}
                 for score in record.backtest

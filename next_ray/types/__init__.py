@@ -30,5 +30,6 @@ from next_ray.types.trajectory import (
     GateRow,
     ModuleTriplets,
     Proposal,
+    ScreenedRow,
     Triplet,
 )

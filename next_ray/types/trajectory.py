@@ -94,10 +94,23 @@ class GateRow:
 
 
 @dataclass(frozen=True)
+class ScreenedRow:
+    """A candidate's mean accuracy on the first `num_prompts` gate prompts, after which it was left behind or, the last one, tested."""
+
+    name: str
+    accuracy: float
+    num_prompts: int
+
+
+@dataclass(frozen=True)
 class GateDecision:
-    """The gate's word: the accepted candidate's name or None, and why; the last checkpoint's accuracy where it was measured."""
+    """The gate's word: the accepted candidate's name or None, and why; the last checkpoint's accuracy where it was measured.
+
+    `rows` are the candidates that were tested; `screened` is how all did on the prompts that chose whom to test (empty without screening).
+    """
 
     accepted: str | None
     reason: str
     baseline_accuracy: float | None
     rows: tuple[GateRow, ...]
+    screened: tuple[ScreenedRow, ...] = ()
