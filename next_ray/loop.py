@@ -16,7 +16,7 @@ from next_ray.errors import TrainingError
 from next_ray.evaluate.metrics import evaluation
 from next_ray.jump import Extrapolation
 from next_ray.learn.advantages import group_advantages
-from next_ray.learn.packing import plan_update
+from next_ray.learn.packing import Versions, plan_update
 from next_ray.ports import Reporter, Stages
 from next_ray.progress import Progress, Schedule
 from next_ray.serving import Serving
@@ -86,7 +86,7 @@ class TrainingLoop:
             plan = plan_update(
                 shards,
                 group_advantages(scores.rewards, config.algorithm),
-                expected_version=progress.version,
+                Versions(progress.version, progress.version),
                 num_ranks=config.learner.ranks,
                 prompts_per_mini_batch=config.learner.mini_batch_prompts,
                 micro_batch_tokens=config.learner.micro_batch_tokens,

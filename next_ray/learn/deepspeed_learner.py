@@ -18,7 +18,7 @@ from next_ray.learn.lora import initial_weights, lora_parameters
 from next_ray.learn.losses import clipped_surrogate, kl_penalty, token_weights
 from next_ray.learn.masters import Masters, open_masters
 from next_ray.learn.meter import Meter
-from next_ray.learn.packing import require_version
+from next_ray.learn.packing import Versions
 from next_ray.learn.policy import PolicySpec, load_policy
 from next_ray.learn.schedule import Rewarm, learning_rate
 from next_ray.learn.spec import LearnerSpec
@@ -103,8 +103,8 @@ class DeepSpeedLearner:
     def update(self, plan: UpdatePlan, shards: Sequence[Sequence[Group]]) -> dict[str, float]:
         """Run this rank's part of all mini batches; `shards` are the plan's shards, resolved.
 
-        Raises `StaleCompletionError`, before anything is computed, when any completion carries another version than the
-        plan's. A mini batch without any signal (all advantages 0, no KL term) and one with a gradient that is not finite are
+        Raises `StaleCompletionError`, before anything is computed, when any completion carries a version that the plan
+        does not allow. A mini batch without any signal (all advantages 0, no KL term) and one with a gradient that is not finite are
         skipped on all ranks alike and counted. With one mini batch the old log-probabilities are the current ones; with
         several they are computed before the first step. Returns the metrics, equal on all ranks.
         """
@@ -137,10 +137,11 @@ class DeepSpeedLearner:
         }
 
     def _check(self, plan: UpdatePlan, shards: Sequence[Sequence[Group]]) -> None:
+        versions = Versions(plan.oldest_version, plan.version)
         for s, groups in enumerate(shards):
             for g, group in enumerate(groups):
                 for i, completion in enumerate(group.completions):
-                    require_version(completion.version, plan.expected_version, f"Completion {i} of group {g} in shard {s}")
+                    versions.require(completion.version, f"Completion {i} of group {g} in shard {s}")
         for mini in plan.mini_batches:
             if len(mini.per_rank) != self.spec.world_size:
                 raise ValueError(f"the plan is for {len(mini.per_rank)} ranks, the gang has {self.spec.world_size}")

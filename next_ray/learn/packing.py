@@ -5,9 +5,26 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from next_ray.errors import StaleCompletionError
 from next_ray.types import MicroBatch, MiniBatch, SampleIndex, Shard, UpdatePlan
+
+
+class Versions(NamedTuple):
+    """Adapter versions that completions of an update may come from: `oldest..learner`, the latter being the learner's own."""
+
+    oldest: int
+    learner: int
+
+    def require(self, version: int, where: str) -> None:
+        """Refuse a completion that is older than allowed, or from the future."""
+        if not self.oldest <= version <= self.learner:
+            allowed = f"version {self.learner}" if self.oldest == self.learner else f"versions {self.oldest} to {self.learner}"
+            raise StaleCompletionError(
+                f"{where} was sampled from adapter version {version}, but the learner takes {allowed}: its log-probabilities "
+                "would not be those of the policy that is updated. Load the current adapter on every engine before sampling."
+            )
 
 
 @dataclass(frozen=True)
@@ -23,7 +40,7 @@ class _Item:
 def plan_update(
     shards: Sequence[Shard],
     advantages: Sequence[Sequence[float]],
-    expected_version: int,
+    versions: Versions,
     num_ranks: int,
     prompts_per_mini_batch: int | None,
     micro_batch_tokens: int,
@@ -38,27 +55,18 @@ def plan_update(
     `drop_zero_advantage` samples without advantage are not computed; the denominators count them all the same, so without a
     KL term the gradient is exact.
 
-    Raises `StaleCompletionError` for a completion of another version, `ValueError` when the shapes do not match.
+    Raises `StaleCompletionError` for a completion of a version that is not allowed, `ValueError` when the shapes do not match.
     """
-    groups = _items(shards, advantages, expected_version)
+    groups = _items(shards, advantages, versions)
     per_mini = prompts_per_mini_batch or max(1, len(groups))
     mini_batches = tuple(
         _mini_batch(groups[start : start + per_mini], num_ranks, micro_batch_tokens, drop_zero_advantage)
         for start in range(0, len(groups), per_mini)
     )
-    return UpdatePlan(shards=tuple(shard.groups for shard in shards), expected_version=expected_version, mini_batches=mini_batches)
+    return UpdatePlan(tuple(shard.groups for shard in shards), versions.learner, versions.oldest, mini_batches)
 
 
-def require_version(version: int, expected: int, where: str) -> None:
-    """Refuse a completion that was sampled from another adapter version than the learner's."""
-    if version != expected:
-        raise StaleCompletionError(
-            f"{where} was sampled from adapter version {version}, but the learner is at version {expected}: its log-probabilities "
-            "would not be those of the policy that is updated. Load the current adapter on every engine before sampling."
-        )
-
-
-def _items(shards: Sequence[Shard], advantages: Sequence[Sequence[float]], expected_version: int) -> list[list[_Item]]:
+def _items(shards: Sequence[Shard], advantages: Sequence[Sequence[float]], versions: Versions) -> list[list[_Item]]:
     num_groups = sum(len(shard.sizes) for shard in shards)
     if num_groups != len(advantages):
         raise ValueError(f"{len(advantages)} groups of advantages for {num_groups} groups of completions")
@@ -69,7 +77,7 @@ def _items(shards: Sequence[Shard], advantages: Sequence[Sequence[float]], expec
             if len(values) != len(size.completion_tokens):
                 raise ValueError(f"group {len(groups)}: {len(values)} advantages for {len(size.completion_tokens)} completions")
             for i, version in enumerate(size.versions):
-                require_version(version, expected_version, f"completion {i} of group {g} in shard {s}")
+                versions.require(version, f"completion {i} of group {g} in shard {s}")
             groups.append(
                 [
                     _Item(SampleIndex(s, g, i), size.prompt_tokens + tokens, tokens, float(values[i]))

@@ -46,10 +46,14 @@ class MiniBatch:
 
 @dataclass(frozen=True)
 class UpdatePlan:
-    """One RL update: references to the completions, the version all of them must carry, and who computes what."""
+    """One RL update: references to the completions, the versions they may carry, and who computes what.
+
+    `version` is the learner's own; `oldest_version` equals it unless rollout runs ahead (`rollout.max_staleness`).
+    """
 
     shards: tuple[Ref[list[Group]], ...]
-    expected_version: int
+    version: int
+    oldest_version: int
     mini_batches: tuple[MiniBatch, ...]
 
 

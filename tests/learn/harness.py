@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from next_ray.config import AlgorithmSection, LearnerSection, LoraSection
-from next_ray.learn.packing import plan_update
+from next_ray.learn.packing import Versions, plan_update
 from next_ray.learn.spec import LearnerSpec
 from next_ray.types import Completion, FinishReason, Group, GroupSize, Prompt, Ref, Shard, UpdatePlan
 
@@ -81,7 +81,7 @@ def make_plan(
     """One shard per half of the groups, to exercise indices across shards."""
     half = len(groups) // 2
     shards = [shard_of(groups[:half]), shard_of(groups[half:])]
-    return plan_update(shards, advantages or make_advantages(groups), 3, ranks, mini, budget, drop)
+    return plan_update(shards, advantages or make_advantages(groups), Versions(3, 3), ranks, mini, budget, drop)
 
 
 def resolved(plan: UpdatePlan) -> list[list[Group]]:

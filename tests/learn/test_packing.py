@@ -5,8 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from next_ray.errors import StaleCompletionError
-from next_ray.learn.packing import plan_update
+from next_ray.learn.packing import Versions, plan_update
 from next_ray.types import GroupSize, Ref, SampleIndex, Shard
+
+SEVEN = Versions(7, 7)
 
 
 def size(prompt, completions, version=7):
@@ -30,7 +32,7 @@ def problems(draw):
 @given(problems(), st.integers(1, 4), st.one_of(st.none(), st.integers(1, 4)), st.integers(50, 200), st.booleans())
 def test_plan_properties(problem, ranks, per_mini, budget, drop):
     shards, advantages = problem
-    plan = plan_update(shards, advantages, 7, ranks, per_mini, budget, drop)
+    plan = plan_update(shards, advantages, SEVEN, ranks, per_mini, budget, drop)
     where = [(s, g) for s, shard in enumerate(shards) for g in range(len(shard.sizes))]
     advantage_of = {SampleIndex(s, g, i): a for (s, g), row in zip(where, advantages, strict=True) for i, a in enumerate(row)}
     assert [ref.value for ref in plan.shards] == [f"shard {s}" for s in range(len(shards))]
@@ -63,22 +65,32 @@ def test_plan_properties(problem, ranks, per_mini, budget, drop):
 
 def test_sample_over_the_budget_is_alone():
     shards = [Shard(Ref(0), (size(10, [100, 3, 3]),))]
-    plan = plan_update(shards, [(1.0, 1.0, 1.0)], 7, 1, None, 64, False)
+    plan = plan_update(shards, [(1.0, 1.0, 1.0)], SEVEN, 1, None, 64, False)
     assert [len(micro.samples) for micro in plan.mini_batches[0].per_rank[0]] == [1, 2]
 
 
 def test_mini_batch_without_signal_has_no_samples():
-    plan = plan_update([Shard(Ref(0), (size(4, [2, 2]),))], [(0.0, 0.0)], 7, 2, None, 64, True)
+    plan = plan_update([Shard(Ref(0), (size(4, [2, 2]),))], [(0.0, 0.0)], SEVEN, 2, None, 64, True)
     assert plan.mini_batches[0].per_rank == ((), ())
     assert plan.mini_batches[0].num_sequences == 2
 
 
 def test_stale_sizes_are_refused():
     with pytest.raises(StaleCompletionError, match="version 6"):
-        plan_update([Shard(Ref(0), (size(4, [2], version=6),))], [(1.0,)], 7, 1, None, 64, True)
+        plan_update([Shard(Ref(0), (size(4, [2], version=6),))], [(1.0,)], SEVEN, 1, None, 64, True)
+
+
+def test_versions_that_rollout_ahead_allows_are_taken_and_named_in_the_plan():
+    shards = [Shard(Ref(0), (size(4, [2], version=6),))]
+    plan = plan_update(shards, [(1.0,)], Versions(6, 7), 1, None, 64, True)
+    assert (plan.oldest_version, plan.version) == (6, 7)
+    with pytest.raises(StaleCompletionError, match="versions 7 to 8"):
+        plan_update(shards, [(1.0,)], Versions(7, 8), 1, None, 64, True)
+    with pytest.raises(StaleCompletionError, match="versions 4 to 5"):
+        plan_update(shards, [(1.0,)], Versions(4, 5), 1, None, 64, True)
 
 
 @pytest.mark.parametrize("advantages", [[], [(1.0,), (1.0,)], [(1.0, 2.0)]])
 def test_wrong_shapes_are_refused(advantages):
     with pytest.raises(ValueError, match="advantages"):
-        plan_update([Shard(Ref(0), (size(4, [2]),))], advantages, 7, 1, None, 64, True)
+        plan_update([Shard(Ref(0), (size(4, [2]),))], advantages, SEVEN, 1, None, 64, True)
