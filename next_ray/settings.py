@@ -1,4 +1,4 @@
-"""From a YAML file and `key=value` overrides to a `Config`, with every problem named at once.
+"""From a YAML file and `key=value` overrides to a `Config` (or another tree of sections), with every problem named at once.
 
 Level 1: pydantic and PyYAML only. What is valid is said in `next_ray.config`; this module finds the place of a problem
 (file and line, or override) and the nearest valid key.
@@ -11,10 +11,10 @@ import json
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -25,14 +25,20 @@ from next_ray.errors import ConfigError
 from next_ray.yaml_core import Dumper, Loader
 
 KeyPath = tuple[str, ...]
+Tree = TypeVar("Tree", bound=BaseModel)
 
 
 def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
-    """Read `path` (None: the defaults), apply `key.sub=value` overrides (values are YAML) and validate.
+    """A run's configuration; see `load_as`."""
+    return load_as(Config, path, overrides)
+
+
+def load_as(schema: type[Tree], path: str | None, overrides: Sequence[str] = ()) -> Tree:
+    """Read `path` (None: the defaults), apply `key.sub=value` overrides (values are YAML) and validate as `schema`.
 
     Raises `ConfigError`: one paragraph with every problem, its key, value, what was expected and the file's line.
     """
-    draft = _Draft()
+    draft = _Draft(schema)
     if path is not None:
         _read_file(path, draft)
     for override in overrides:
@@ -42,7 +48,7 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
     draft.tree = json.loads(text)  # keys that are not text become text, so that all look-ups agree
     try:
         # Strict: no "3" for 3 and no true for 1. JSON, because only there a list is a tuple under strict rules.
-        config = Config.model_validate_json(text, strict=True)
+        config = schema.model_validate_json(text, strict=True)
     except ValidationError as error:
         raise ConfigError(_paragraph(path, [*draft.problems, *_describe(error, draft)])) from error
     if draft.problems:
@@ -50,15 +56,16 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
-def to_yaml(config: Config) -> str:
-    """The whole resolved tree as YAML that `load_config` reads back to an equal `Config`."""
+def to_yaml(config: BaseModel) -> str:
+    """The whole resolved tree as YAML that `load_as` reads back to an equal one."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 @dataclass
 class _Draft:
-    """The tree under construction, where each key came from, and what is wrong so far."""
+    """The tree under construction, what it is to become, where each key came from, and what is wrong so far."""
 
+    schema: type[BaseModel]
     tree: dict[str, Any] = field(default_factory=dict)
     origins: dict[KeyPath, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -189,14 +196,14 @@ def _sentence(key: KeyPath, details: Sequence[ErrorDetails], draft: _Draft) -> s
     name, origin = ".".join(key), draft.origin(key)
     match first["type"]:
         case "extra_forbidden":
-            return f"unknown key {name}{origin}{_suggest(key, draft.tree)}"
+            return f"unknown key {name}{origin}{_suggest(key, draft)}"
         case "missing" if isinstance(first["loc"][-1], str):
             return f"{name} is required and not given{origin}"
         case "union_tag_not_found":
-            return f"{name}.kind is required and not given{origin}; expected one of {_kinds(key)}"
+            return f"{name}.kind is required and not given{origin}; expected one of {_kinds(key, draft.schema)}"
         case "union_tag_invalid":
             context = first.get("ctx", {})
-            return f"{name}.kind={context.get('tag')!r}{draft.origin((*key, 'kind'))}: expected one of {_kinds(key)}"
+            return f"{name}.kind={context.get('tag')!r}{draft.origin((*key, 'kind'))}: expected one of {_kinds(key, draft.schema)}"
         case "value_error":
             return f"{first['msg'].removeprefix('Value error, ').rstrip('.')}{origin}"
     expected = " or ".join(dict.fromkeys(_expected(detail) for detail in details))
@@ -215,9 +222,9 @@ def _expected(detail: ErrorDetails) -> str:
     return message
 
 
-def _kinds(key: KeyPath) -> str:
+def _kinds(key: KeyPath, schema: type[BaseModel]) -> str:
     """The kinds of the tagged union at `key`, as a list in words."""
-    sections: list[type[BaseModel]] = [Config]
+    sections: list[type[BaseModel]] = [schema]
     for part in key:
         sections = [
             inner for section in sections if part in section.model_fields for inner in _sections(section.model_fields[part].annotation)
@@ -237,9 +244,9 @@ def _show(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _suggest(key: KeyPath, tree: Mapping[str, Any]) -> str:
+def _suggest(key: KeyPath, draft: _Draft) -> str:
     """The nearest valid names: a sibling spelled alike, or a key of the same or a similar name elsewhere."""
-    valid = [path for path in _key_paths(Config, tree) if path != key[: len(path)]]
+    valid = [path for path in _key_paths(draft.schema, draft.tree) if path != key[: len(path)]]
     siblings = {path[-1]: path for path in valid if path[:-1] == key[:-1]}
     close = [siblings[name] for name in difflib.get_close_matches(key[-1], siblings, n=1, cutoff=0.6)]
     same_leaf = [path for path in valid if path[-1] == key[-1]]

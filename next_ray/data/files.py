@@ -26,7 +26,7 @@ class Row:
 
 def load_file(source: FileSource, verifier: str, seed: int, storage_options: Mapping[str, Any]) -> Iterator[Prompt]:
     """Prompts of a file in its order, duplicates included; raises `DataError` naming file and line (row in parquet)."""
-    for row in _rows(source.path, storage_options):
+    for row in read_rows(source.path, storage_options):
         try:
             problem = read_row(row.value, source.prompt_field, source.answer_field, seed)
         except FormatError as error:
@@ -34,7 +34,8 @@ def load_file(source: FileSource, verifier: str, seed: int, storage_options: Map
         yield make_prompt(problem.messages, problem.answer, verifier, problem.metadata)
 
 
-def _rows(path: str, storage_options: Mapping[str, Any]) -> Iterator[Row]:
+def read_rows(path: str, storage_options: Mapping[str, Any]) -> Iterator[Row]:
+    """The rows of a file as they are; raises `DataError` naming the file, and the line where there is one."""
     readers = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
     extension = next((known for known in EXTENSIONS if path.lower().endswith(known)), None)
     if extension is None:

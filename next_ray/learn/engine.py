@@ -41,10 +41,12 @@ class GuardedAdamW(torch.optim.AdamW):
             super().step(closure)
 
 
-def join_process_group(rank: int, world_size: int, address: str, port: int, device: Literal["cpu", "gpu"]) -> None:
-    """Join the gang (gloo on CPU, nccl on GPU). Must be the first use of DeepSpeed in the process."""
-    # LOCAL_RANK 0: a rank sees only the GPU that was given to it.
-    values = (str(rank), str(world_size), "0", address, str(port))
+def join_process_group(rank: int, world_size: int, address: str, port: int, device: Literal["cpu", "gpu"], local_rank: int = 0) -> None:
+    """Join the gang (gloo on CPU, nccl on GPU), or take over the torch process group that is there.
+
+    Must be the first use of DeepSpeed in the process. `local_rank` is 0 for a rank that sees only the GPU that was given to it.
+    """
+    values = (str(rank), str(world_size), str(local_rank), address, str(port))
     os.environ.update(zip(GROUP_VARIABLES, values, strict=True))
     if device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
