@@ -18,7 +18,7 @@ class PredictorSection(Section):
     """Width of the predictor's encoders and decoder; the release takes 256, which costs twice the time here."""
     fit_steps: int = Field(default=300, ge=1)
     """Full-batch steps of the first fit; the release takes 1000 (of raw vectors, at a fiftieth of this learning rate)."""
-    refine_steps: int = Field(default=30, ge=1)
+    refine_steps: int = Field(default=25, ge=1)
     """Full-batch steps after each further checkpoint, starting from the last fit."""
     lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate (AdamW, cosine); the release uses 2e-5."""

@@ -1,4 +1,4 @@
-"""Fitting one network: full-batch L1, AdamW, cosine (NExt, arXiv 2604.11446, eq. 9), reproducible on CPU.
+"""Fitting networks: full-batch L1, AdamW, cosine (NExt, arXiv 2604.11446, eq. 9), reproducible on CPU.
 
 Shape legend: N examples, C coordinates.
 """
@@ -6,6 +6,7 @@ Shape legend: N examples, C coordinates.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,14 +28,20 @@ class Examples:
     target: Tensor
 
 
-def fit(network: NextNetwork, examples: Examples, num_checkpoints: int, steps: int, cfg: PredictorSection) -> float:
-    """Minimise sum |D(E_G(s_G), E_L(s_L)) - s_T| / num_checkpoints over all examples at once; returns the last loss."""
-    optimizer = torch.optim.AdamW(network.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
+def fit(networks: Sequence[tuple[NextNetwork, Examples]], num_checkpoints: int, steps: int, cfg: PredictorSection) -> float:
+    """Minimise sum |D(E_G(s_G), E_L(s_L)) - s_T| / num_checkpoints over all examples at once; returns the last loss.
+
+    The networks share nothing but the optimizer's steps, which are dearer than the arithmetic of small networks: each comes out
+    as if it were fitted alone.
+    """
+    parameters = [p for network, _ in networks for p in network.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
     loss = torch.zeros(())
     for step in range(steps):
         cosine = 0.5 * (1.0 + math.cos(math.pi * step / steps))
         optimizer.param_groups[0]["lr"] = cfg.lr * (FINAL_LR + (1.0 - FINAL_LR) * cosine)
-        loss = (network(examples.global_, examples.local) - examples.target).abs().sum() / num_checkpoints
+        losses = [(network(x.global_, x.local) - x.target).abs().sum() for network, x in networks]
+        loss = torch.stack(losses).sum() / num_checkpoints
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -57,17 +57,13 @@ class VectorModel:
 
     def fit(self, trajectory: AlignedTrajectory, steps: int) -> float:
         """Fit all networks on every example of the trajectory, from where they are; returns the summed last losses."""
-        loss = 0.0
+        fitted: list[tuple[NextNetwork, Examples]] = []
         with one_thread():
             for key, members in sorted(_groups(trajectory, trajectory.examples()).items()):
                 self._prepare(key)
-                examples = Examples(
-                    self._rows(trajectory.globals_, key, members),
-                    self._rows(trajectory.locals_, key, members),
-                    self._rows(trajectory.targets, key, members),
-                )
-                loss += fit(self._networks[key], examples, len(trajectory.targets), steps, self._cfg)
-        return loss
+                deltas = (trajectory.globals_, trajectory.locals_, trajectory.targets)
+                fitted.append((self._networks[key], Examples(*(self._rows(delta, key, members) for delta in deltas))))
+            return fit(fitted, len(trajectory.targets), steps, self._cfg) if fitted else 0.0
 
     def predict(self, trajectory: AlignedTrajectory) -> dict[tuple[Orientation, str], np.ndarray]:
         """Unit vectors [D] for the last checkpoint's trained modules; modules of a group never fitted are left out."""
@@ -137,7 +133,8 @@ class SigmaModel:
         self._low, self._high = columns.min(axis=0), columns.max(axis=0)
         table = torch.from_numpy(((columns - self._centre) / self._spread).astype(np.float32))
         with one_thread():
-            return fit(self._network, Examples(table[:, :1], table[:, 1:2], table[:, 2:]), len(trajectory.targets), steps, self._cfg)
+            examples = Examples(table[:, :1], table[:, 1:2], table[:, 2:])
+            return fit([(self._network, examples)], len(trajectory.targets), steps, self._cfg)
 
     def predict(self, trajectory: AlignedTrajectory) -> dict[str, float]:
         """sigma_T > 0 for the last checkpoint's trained modules; its ratio stays within the range seen."""

@@ -65,7 +65,7 @@ def foretell(
                 continue
             cfg = PredictorSection(lr=2e-5, weight_decay=0.01)
             examples = Examples(*_inputs(known), _rows([m.target for m in known if m.target is not None]))
-            fit(network, examples, len(triplets) - horizon, steps, cfg)
+            fit([(network, examples)], len(triplets) - horizon, steps, cfg)
             with torch.no_grad():
                 found = network(*_inputs(asked)).double().numpy()
             for member, row in zip(asked, found, strict=True):
