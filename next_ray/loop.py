@@ -14,6 +14,7 @@ from next_ray.data.splits import Splits
 from next_ray.data.stream import Cursor, PromptStream
 from next_ray.errors import TrainingError
 from next_ray.evaluate.metrics import evaluation
+from next_ray.feed import Feed
 from next_ray.jump import Extrapolation
 from next_ray.learn.advantages import group_advantages
 from next_ray.learn.packing import Versions, plan_update
@@ -44,8 +45,9 @@ class TrainingLoop:
         self.clock = Clock(report)
         self.serving = Serving(config, stages, self.progress, current)
         self.extrapolation = Extrapolation(config, stages, splits.gate, self.schedule, self.progress, self.serving, self.clock)
-        self.stream = PromptStream(splits.train, config.run.seed)
-        self.stream.restore(Cursor(**self.progress.cursor))
+        stream = PromptStream(splits.train, config.run.seed)
+        stream.restore(Cursor(**self.progress.cursor))
+        self.feed = Feed(config, stages, stream, self.serving, self.progress, self.clock)
         self._commit: asyncio.Task[None] | None = None
         self._tabled = self.progress.step
 
@@ -64,6 +66,7 @@ class TrainingLoop:
                 if self.schedule.attempt_due(self.progress):
                     await self.attempt()
         finally:
+            await self.feed.discard()
             await self._committed()
         if self.progress.updates == 0:
             raise TrainingError(
@@ -75,18 +78,12 @@ class TrainingLoop:
         """One RL step: prompts, rollout, reward, advantage, update, hand-over to the engines."""
         config, stages, progress, clock = self.config, self.stages, self.progress, self.clock
         started = time.perf_counter()
-        step = progress.step + 1
-        prompts = self.stream.next(config.rollout.prompts_per_step)
-        requests = self.serving.requests(prompts, progress.version, config.rollout.samples_per_prompt, "train", step)
-        with clock.phase("rollout"):
-            shards = await stages.rollout.generate(requests, self.serving.sampling(config.rollout.temperature))
-        with clock.phase("reward"):
-            scores = await stages.rewards.score(shards, config.report.samples)
+        batch = await self.feed.next()
         with clock.phase("plan"):
             plan = plan_update(
-                shards,
-                group_advantages(scores.rewards, config.algorithm),
-                Versions(progress.version, progress.version),
+                batch.shards,
+                group_advantages(batch.scores.rewards, config.algorithm),
+                Versions(progress.version - config.rollout.max_staleness, progress.version),
                 num_ranks=config.learner.ranks,
                 prompts_per_mini_batch=config.learner.mini_batch_prompts,
                 micro_batch_tokens=config.learner.micro_batch_tokens,
@@ -94,14 +91,16 @@ class TrainingLoop:
             )
         with clock.phase("update"):
             result = await stages.learner.update(plan)
-        progress.step, progress.version, self.serving.current = step, progress.version + 1, result.adapter
+        ahead = {"staleness": float(progress.version - batch.version), "dropped_prompts": float(self.feed.dropped)}
+        progress.step, progress.version, self.serving.current = progress.step + 1, progress.version + 1, result.adapter
         progress.updates += int(result.metrics.get("optimizer_steps", 0))
-        progress.cursor = asdict(self.stream.cursor)
+        progress.cursor = asdict(batch.cursor)
         with clock.phase("load"):
             await self.serving.serve()
         times = clock.take()
         times["total"] = time.perf_counter() - started
-        self.report.step(_step_record(step, progress.version, shards, scores, times, result.metrics))
+        metrics = {**result.metrics, **(ahead if config.rollout.max_staleness else {})}
+        self.report.step(_step_record(progress.step, progress.version, batch.shards, batch.scores, times, metrics))
 
     async def checkpoint(self) -> None:
         """Snapshot the learner; storing it and observing the delta go on in the background."""
@@ -135,7 +134,10 @@ class TrainingLoop:
         """Try to jump from the checkpoint under way."""
         with self.clock.phase("wait for commit"):
             await self._committed()
-        self.report.jump(await self.extrapolation.attempt())
+        record = await self.extrapolation.attempt()
+        if record.method is not None:
+            await self.feed.discard()  # the policy that sampled ahead is not the one that goes on
+        self.report.jump(record)
 
     async def evaluate(self, models: Mapping[str, Ref[Adapter] | None]) -> list[EvaluationResult]:
         """Evaluate models (None: the base) side by side on the test prompts, then serve the adapter in force again."""

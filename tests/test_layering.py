@@ -60,9 +60,9 @@ PURE = {
     "yaml_core",
 }
 STAGES = {"checkpoints", "data", "inspect", "learn", "models", "report", "reward", "rollout", "store"}
-LOOP = {"jump", "loop", "serving"}
+LOOP = {"feed", "jump", "loop", "serving"}
 ACTORS = {"actors"}
-ENTRY_POINTS = {"commands", "integrations", "run"}
+ENTRY_POINTS = {"commands", "integrations", "run", "warmstart"}
 
 HOMES = {
     "aiohttp": {"store"},

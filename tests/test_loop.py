@@ -185,3 +185,90 @@ def test_screening_tests_one_candidate_on_the_prompts_that_did_not_choose_it() -
     sampled = [line for line in world.rollout.log if line.startswith("generate") and "10737418" in line]
     assert [line.split()[1] for line in sampled] == ["32", "32", "80"]  # 4 x 8, 2 x 16, (1 + baseline) x 40
     assert sum("," in line and line.startswith("load") for line in world.rollout.log) == 1, "all are loaded once"
+
+
+def ahead(staleness: int, steps: int = 8, **extrapolation: Any) -> Config:
+    cfg = config(steps=steps, **(extrapolation or {"enabled": False}))
+    return cfg.model_copy(update={"rollout": cfg.rollout.model_copy(update={"max_staleness": staleness})})
+
+
+@pytest.mark.parametrize("staleness", [1, 2, 3])
+def test_ahead_of_the_learner_batches_lie_at_most_the_allowed_updates_behind(staleness: int) -> None:
+    world = World(ahead(staleness))
+    run(world.loop())
+    found = [record.metrics["staleness"] for record in world.report.steps]
+    assert found == [float(min(i, staleness)) for i in range(8)]
+    assert sum(line.startswith("generate 8") for line in world.rollout.log) == 8, "nothing is sampled beyond the last step"
+    assert not any(record.metrics["dropped_prompts"] for record in world.report.steps)
+
+
+def test_one_step_off_samples_while_the_learner_updates() -> None:
+    world = World(ahead(1, steps=4))
+    loop = world.loop()
+    events: list[str] = []
+    generate, update = world.rollout.generate, world.learner.update
+
+    async def slow_generate(requests: Any, sampling: Any) -> Any:
+        events.append("generate")
+        await asyncio.sleep(0.01)
+        events.append("generated")
+        return await generate(requests, sampling)
+
+    async def slow_update(plan: Any) -> Any:
+        events.append("update")
+        await asyncio.sleep(0.03)
+        events.append("updated")
+        return await update(plan)
+
+    world.rollout.generate, world.learner.update = slow_generate, slow_update  # type: ignore[method-assign]
+    run(loop)
+    pair = ["generate", "update", "generated", "updated"]
+    assert events == ["generate", "generated", *pair * 3, "update", "updated"]
+
+
+def test_every_prompt_is_trained_once_an_epoch_also_across_a_kill_and_a_jump() -> None:
+    def trained(world: World, loop: TrainingLoop) -> list[str]:
+        seen: list[str] = []
+        update = world.learner.update
+
+        async def noted(plan: Any) -> Any:
+            seen.extend(group.prompt.id for shard in plan.shards for group in shard.value)
+            return await update(plan)
+
+        world.learner.update = noted  # type: ignore[method-assign]
+        run(loop)
+        return seen
+
+    plain = World(config(enabled=False))
+    expected = trained(plain, plain.loop())
+    jumping = World(ahead(2, steps=12, enabled=True), gains={"next@1": 0.4})
+    assert trained(jumping, jumping.loop()) == expected
+    assert jumping.report.steps[6].metrics["staleness"] == 0.0, "after a jump no batch of the old policy is used"
+    assert jumping.report.steps[-1].metrics["dropped_prompts"] == 16.0
+    first = jumping.archive.committed[1]
+    assert first[0].step == 4
+    again = jumping.loop(first)
+    assert trained(jumping, again) == expected[4 * 8 :]
+
+
+def test_a_failure_while_batches_are_ahead_ends_the_run_and_leaves_no_task() -> None:
+    world = World(ahead(2))
+    loop = world.loop()
+
+    async def broken(plan: Any) -> Any:
+        await asyncio.sleep(0.01)
+        raise OSError("the learner is gone")
+
+    world.learner.update = broken  # type: ignore[method-assign]
+
+    async def go() -> int:
+        with pytest.raises(OSError, match="the learner is gone"):
+            await loop.run()
+        return len(asyncio.all_tasks())
+
+    assert asyncio.run(go()) == 1
+
+
+def test_sampling_ahead_and_determinism_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="max_staleness"):
+        Config.model_validate({"rollout": {"max_staleness": 1}, "run": {"deterministic": True}})

@@ -47,6 +47,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _ahead_is_not_deterministic(self) -> Config:
+        if self.rollout.max_staleness and self.run.deterministic:
+            raise ValueError(
+                f"rollout.max_staleness={self.rollout.max_staleness} and run.deterministic=true exclude each other: a run that resumes "
+                "samples its first batches anew, with the adapter of the checkpoint. Set one of them to 0 or false."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batches_divide(self) -> Config:
         mini = self.learner.mini_batch_prompts
         prompts = self.rollout.prompts_per_step

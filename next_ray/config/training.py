@@ -20,6 +20,8 @@ class RolloutSection(Section):
     """Prompts of one RL step."""
     samples_per_prompt: int = Field(default=8, ge=2)
     """Completions per prompt: the size of a GRPO group."""
+    max_staleness: int = Field(default=0, ge=0, le=16)
+    """Updates that a batch may lie behind the policy it trains: 0 samples and updates in turn, 1 and more sample ahead of the learner."""
     temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature; the learner uses the same for its log-probabilities."""
     top_p: float = Field(default=1.0, gt=0, le=1)

@@ -1,0 +1,91 @@
+"""The batches a learner trains on: sampled when they are asked for, or ahead, beside its updates."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+from next_ray.clock import Clock
+from next_ray.config import Config
+from next_ray.data.stream import Cursor, PromptStream
+from next_ray.ports import Stages
+from next_ray.progress import Progress
+from next_ray.serving import Serving
+from next_ray.types import Prompt, Scores, Shard
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Scored completions of one RL step; `cursor` is where the data stream goes on behind it."""
+
+    shards: Sequence[Shard]
+    scores: Scores
+    version: int
+    cursor: Cursor
+
+
+@dataclass
+class Feed:
+    """Draws, samples and scores batches.
+
+    With `rollout.max_staleness` n every batch is sampled with the adapter that was in force n updates before it is trained on, so
+    that engines and learners work at the same time: engines take batches and hand-overs in the order in which they were asked
+    for, and finish a batch under the version it was begun with. A batch that was sampled ahead and never trained on is dropped,
+    counted in `dropped`, and its prompts are drawn again.
+    """
+
+    config: Config
+    stages: Stages
+    stream: PromptStream
+    serving: Serving
+    progress: Progress
+    clock: Clock
+    dropped: int = 0
+    _ahead: deque[asyncio.Task[Batch]] = field(default_factory=deque)
+
+    async def next(self) -> Batch:
+        """The next batch to train on. Those behind it are begun as far ahead as allowed, but never beyond the last step."""
+        if not self._ahead:
+            self._begin(self.progress.step + 1)
+        with self._waiting():
+            batch = await self._ahead[0]
+        self._ahead.popleft()
+        first = self.progress.step + 2 + len(self._ahead)
+        last = min(self.progress.step + 1 + self.config.rollout.max_staleness, self.config.run.steps)
+        for step in range(first, last + 1):
+            self._begin(step)
+        await asyncio.sleep(0)  # they are with the engines before anything else is
+        return batch
+
+    async def discard(self) -> None:
+        """Drop what was sampled ahead: the policy is another one now, or the run is over."""
+        ahead, self._ahead = list(self._ahead), deque()
+        self.dropped += len(ahead) * self.config.rollout.prompts_per_step
+        for task in ahead:
+            task.cancel()
+        await asyncio.gather(*ahead, return_exceptions=True)
+        self.stream.restore(Cursor(**self.progress.cursor))
+
+    def _begin(self, step: int) -> None:
+        prompts = self.stream.next(self.config.rollout.prompts_per_step)
+        self._ahead.append(asyncio.create_task(self._sample(prompts, step, self.progress.version, self.stream.cursor)))
+
+    async def _sample(self, prompts: Sequence[Prompt], step: int, version: int, cursor: Cursor) -> Batch:
+        rollout = self.config.rollout
+        requests = self.serving.requests(prompts, version, rollout.samples_per_prompt, "train", step)
+        with self._working("rollout"):
+            shards = await self.stages.rollout.generate(requests, self.serving.sampling(rollout.temperature))
+        with self._working("reward"):
+            scores = await self.stages.rewards.score(shards, self.config.report.samples)
+        return Batch(shards, scores, version, cursor)
+
+    def _waiting(self) -> AbstractContextManager[None]:
+        """What is on the critical path when batches are sampled ahead: the wait for one."""
+        return self.clock.phase("rollout") if self.config.rollout.max_staleness else nullcontext()
+
+    def _working(self, phase: str) -> AbstractContextManager[None]:
+        """What is on the critical path when they are not: the work itself."""
+        return nullcontext() if self.config.rollout.max_staleness else self.clock.phase(phase)
