@@ -36,11 +36,11 @@ class ReasoningGymSource(Section):
 
 
 class FileSource(Section):
-    """Problems from JSONL, JSON or parquet files, local or on S3."""
+    """Problems from JSONL, JSON, parquet or CSV files, local or on S3."""
 
     kind: Literal["file"] = "file"
     path: str
-    """File or fsspec URL; the extension decides the format (.jsonl, .json, .parquet)."""
+    """File or fsspec URL; the extension decides the format (.jsonl, .json, .parquet, .csv)."""
     prompt_field: str | None = None
     """Field of the prompt; found by itself when unset (prompt, messages, question, problem, input)."""
     answer_field: str | None = None

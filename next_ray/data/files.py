@@ -1,7 +1,8 @@
-"""Rows of JSONL, JSON and parquet files, local or on any fsspec file system, as prompts."""
+"""Rows of JSONL, JSON, parquet and CSV files, local or on any fsspec file system, as prompts."""
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from next_ray.data.prompts import make_prompt
 from next_ray.errors import DataError
 from next_ray.types import Prompt
 
-EXTENSIONS = (".jsonl", ".json", ".parquet")
+EXTENSIONS = (".jsonl", ".json", ".parquet", ".csv")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def load_file(source: FileSource, verifier: str, seed: int, storage_options: Map
 
 def read_rows(path: str, storage_options: Mapping[str, Any]) -> Iterator[Row]:
     """The rows of a file as they are; raises `DataError` naming the file, and the line where there is one."""
-    readers = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
+    readers = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet, ".csv": _csv}
     extension = next((known for known in EXTENSIONS if path.lower().endswith(known)), None)
     if extension is None:
         raise DataError(f"{path}: the extension decides the format; {', '.join(EXTENSIONS)} are read.")
@@ -99,6 +100,23 @@ def _parse(path: str, place: str, line: bytes) -> Any:
         raise DataError(f"{path}, {place}: not UTF-8 text ({error.reason} at byte {error.start}). Save the file as UTF-8.") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}, {place}: not valid JSON ({error}). One JSON object per line is expected.") from error
+
+
+def _csv(path: str, file: IO[bytes]) -> Iterator[Row]:
+    """Rows under the names of the first one; cells may hold line breaks in quotes."""
+    lines = (line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line for number, line in enumerate(file))
+    reader = csv.reader((line.decode("utf-8") for line in lines), strict=True)
+    try:
+        names = next(reader, None)
+        cells = (row for row in reader if row)
+        for number, row in enumerate(cells, start=1):
+            if len(row) != len(names or ()):
+                raise DataError(f"{path}, row {number}: {len(row)} cells under {len(names or ())} names. Check quotes and commas.")
+            yield Row(f"row {number}", dict(zip(names or (), row, strict=True)))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}). Save the file as UTF-8.") from error
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: not valid CSV ({error}). Check the quotes.") from error
 
 
 def _parquet(path: str, file: IO[bytes]) -> Iterator[Row]:

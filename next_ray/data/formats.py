@@ -2,7 +2,8 @@
 
 Read are the layouts of verl and DAPO (`prompt` messages, `reward_model.ground_truth`), TRL (`prompt` text or messages),
 OpenRLHF (`input`, `label`), GSM8K (`question`, `answer` ending in `#### x`), MATH and its kin (`problem`, `solution`,
-`answer`), GPQA (`Question`, `Correct Answer`, `Incorrect Answer 1..3`) and MMLU-Pro (`question`, `options`, `answer`).
+`answer`), GPQA (`Question`, `Correct Answer`, `Incorrect Answer 1..3`), MMLU-Pro (`question`, `options`, `answer`,
+`answer_index`) and MMLU (`question`, `choices`, a number as `answer`).
 """
 
 from __future__ import annotations
@@ -15,12 +16,22 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
+
 from next_ray.data.boxed import last_boxed
 
-PROMPT_FIELDS = ("prompt", "messages", "question", "problem", "input", "Question")
-ANSWER_FIELDS = ("reward_model.ground_truth", "ground_truth", "answer", "label", "Correct Answer", "solution")
+PROMPT_FIELDS = ("prompt", "messages", "question", "problem", "input", "Question", "Problem")
+ANSWER_FIELDS = ("reward_model.ground_truth", "ground_truth", "answer", "label", "Correct Answer", "Answer", "solution", "Solution")
 INCORRECT_FIELDS = tuple(f"Incorrect Answer {number}" for number in (1, 2, 3))
-KEPT_FIELDS = ("data_source", "ability", "category", "level", "subject")
+KEPT_FIELDS = {
+    **{name: name for name in ("data_source", "ability", "category", "level", "subject")},
+    "High-level domain": "category",
+    "Subdomain": "subject",
+}
+"""Fields that go with a prompt, and what they are called there."""
+OPTION_FIELDS = ("options", "choices")
+PADDING = "N/A"
+"""MMLU-Pro fills questions of fewer options with it."""
 ROLES = ("system", "user", "assistant")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -42,7 +53,8 @@ def read_row(row: Any, prompt_field: str | None, answer_field: str | None, seed:
     """Messages and answer of a row; named fields (dots reach inside) win over the search. Raises `FormatError`."""
     if not isinstance(row, Mapping):
         raise FormatError(f"expected a JSON object, found {_kind(row)}.")
-    metadata = {name: row[name] for name in KEPT_FIELDS if isinstance(row.get(name), str)}
+    row = {str(name): _plain(value) for name, value in row.items()}
+    metadata = {kept: str(row[name]) for name, kept in KEPT_FIELDS.items() if isinstance(row.get(name), str | int)}
     prompt_name, prompt = _find(row, prompt_field, PROMPT_FIELDS, "a prompt", "data.train.prompt_field")
     if prompt_field is None and answer_field is None:
         choice = _multiple_choice(row, prompt, seed)
@@ -51,6 +63,15 @@ def read_row(row: Any, prompt_field: str | None, answer_field: str | None, seed:
     messages = _messages(prompt_name, prompt)
     answer_name, answer = _find(row, answer_field, ANSWER_FIELDS, "an answer", "data.train.answer_field")
     return Problem(messages, _answer(answer_name, answer), metadata)
+
+
+def _plain(value: Any) -> Any:
+    """Lists and Python numbers in place of numpy's, which readers of parquet hand out."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return {str(name): _plain(item) for name, item in value.items()} if isinstance(value, Mapping) else value
 
 
 def _find(row: Mapping[str, Any], wanted: str | None, candidates: Sequence[str], what: str, option: str) -> tuple[str, Any]:
@@ -120,7 +141,7 @@ def _answer(name: str, value: Any) -> str:
     answer: str | None = value
     if "####" in value:
         answer = value.rsplit("####", 1)[1]
-    elif name.endswith("solution"):
+    elif name.lower().endswith("solution"):
         answer = last_boxed(value)
         if answer is None:
             raise FormatError(f"expected \\boxed{{...}} or '#### x' in {name!r}, which ends in {value[-60:]!r}.")
@@ -138,13 +159,29 @@ def _multiple_choice(row: Mapping[str, Any], question: Any, seed: int) -> tuple[
         order = list(range(len(options)))
         random.Random(f"{seed} {question.strip()}").shuffle(order)
         return _lettered(question, [options[index] for index in order]), LETTERS[order.index(0)]
-    options, answer = row.get("options"), row.get("answer")
-    if isinstance(options, list) and options and isinstance(answer, str):
+    options = next((row[name] for name in OPTION_FIELDS if isinstance(row.get(name), list) and row[name]), None)
+    if options is None:
+        return None
+    right = _right_option(row, len(options))
+    texts = [str(option).strip() for option in options]
+    kept = [index for index, text in enumerate(texts) if text != PADDING or index == right]
+    return _lettered(question, [texts[index] for index in kept]), LETTERS[kept.index(right)]
+
+
+def _right_option(row: Mapping[str, Any], num_options: int) -> int:
+    """The right option's number from 0, by letter or by number; raises `FormatError` when there is none, or two."""
+    answer, number = row.get("answer"), row.get("answer_index")
+    found = set[Any]()
+    if isinstance(answer, str) and answer.strip():
         letter = answer.strip().upper()
-        if len(options) > len(LETTERS) or letter not in set(LETTERS[: len(options)]):
-            raise FormatError(f"expected 'answer' to be the letter of one of {len(options)} options, found {answer!r}.")
-        return _lettered(question, [str(option).strip() for option in options]), letter
-    return None
+        found.add(LETTERS.index(letter) if len(letter) == 1 and letter in LETTERS else None)
+    found.update(value for value in (answer, number) if isinstance(value, int))
+    if len(found) > 1 and None not in found:
+        raise FormatError(f"answer {answer!r} and answer_index {number!r} name different options.")
+    right = found.pop() if len(found) == 1 else None
+    if num_options > len(LETTERS) or not isinstance(right, int) or not 0 <= right < num_options:
+        raise FormatError(f"expected 'answer' to be the letter of one of {num_options} options, found {answer!r}.")
+    return right
 
 
 def _lettered(question: str, options: Sequence[str]) -> str:

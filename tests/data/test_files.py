@@ -139,7 +139,7 @@ GOOD = b'{"prompt": "p", "answer": "1"}\n'
         ("d.json", b'[{"prompt": "p", "answer": "1"}, {"prompt": "q"}]', "entry 2: expected an answer"),
         ("d.json", GOOD + b"{oops}", "line 2: not valid JSON"),
         ("d.parquet", b"PAR1 not really", "not a readable parquet file"),
-        ("d.csv", b"a,b", r"\.jsonl, \.json, \.parquet are read"),
+        ("d.txt", b"a,b", r"\.jsonl, \.json, \.parquet, \.csv are read"),
     ],
 )
 def test_malformed_files_name_the_place(tmp_path: Path, name: str, content: bytes, message: str) -> None:
