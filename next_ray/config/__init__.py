@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pydantic import model_validator
 
-from next_ray.config.data import ArithmeticSource, DataSection, FileSource, ReasoningGymSource
+from next_ray.config.data import ArithmeticSource, DataSection, FewShotFile, FewShotTurn, FileSource, ReasoningGymSource
 from next_ray.config.extrapolation import ONLINE_METHODS, AfterJumpSection, ExtrapolationSection, GateSection, PredictorSection
 from next_ray.config.section import Section
 from next_ray.config.surroundings import ClusterSection, EvaluationSection, ModelSection, ReportSection, RunSection, StoreSection

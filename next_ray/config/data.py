@@ -50,6 +50,30 @@ class FileSource(Section):
 Source = Annotated[ArithmeticSource | ReasoningGymSource | FileSource, Field(discriminator="kind")]
 
 
+class FewShotTurn(Section):
+    """A problem and its answer, shown before every prompt."""
+
+    prompt: str = Field(min_length=1)
+    """Text of the problem; `data.template` is put around it."""
+    answer: str = Field(min_length=1)
+    """What the model is shown to have answered, word for word."""
+
+
+class FewShotFile(Section):
+    """Problems of a file, shown with their worked answers before every prompt."""
+
+    path: str
+    """File or fsspec URL, in any of the layouts that `data.train` reads."""
+    count: int = Field(default=4, ge=1)
+    """Distinct problems taken from the file's start."""
+    answer_template: str = "{answer}"
+    """Text of the model's turn; `{answer}` is replaced by the solution, or by the answer where there is no solution."""
+    prompt_field: str | None = None
+    """Field of the problem; found by itself when unset."""
+    answer_field: str | None = None
+    """Field of the answer; unset: the text of solution or answer, whole."""
+
+
 class DataSection(Section):
     """Prompts: where they come from, what is held out, how they are worded."""
 
@@ -69,3 +93,5 @@ class DataSection(Section):
     """Apply the tokenizer's chat template; None: when the tokenizer has one."""
     max_prompt_tokens: int = Field(default=64, ge=1)
     """Longer prompts are left out, and counted."""
+    few_shot: tuple[FewShotTurn, ...] | FewShotFile = ()
+    """Worked problems before each prompt: a list of `{prompt, answer}`, or a file's first ones. They occur in none of the three sets."""

@@ -30,6 +30,7 @@ KEPT_FIELDS = {
 }
 """Fields that go with a prompt, and what they are called there."""
 OPTION_FIELDS = ("options", "choices")
+WORKED_FIELDS = ("solution", "Solution", "answer", "Answer")
 PADDING = "N/A"
 """MMLU-Pro fills questions of fewer options with it."""
 ROLES = ("system", "user", "assistant")
@@ -63,6 +64,20 @@ def read_row(row: Any, prompt_field: str | None, answer_field: str | None, seed:
     messages = _messages(prompt_name, prompt)
     answer_name, answer = _find(row, answer_field, ANSWER_FIELDS, "an answer", "data.train.answer_field")
     return Problem(messages, _answer(answer_name, answer), metadata)
+
+
+def worked_answer(row: Mapping[str, Any], problem: Problem, answer_field: str | None) -> str:
+    """What a row shows as the model's turn: the text of `answer_field`, of its solution or of its answer, whole; else the reference."""
+    for name in WORKED_FIELDS if answer_field is None else (answer_field,):
+        value = _reach(row, name)
+        if isinstance(value, str) and value.strip():
+            return value.strip()
+    return problem.answer
+
+
+def has_options(row: Mapping[str, Any]) -> bool:
+    """Whether a row is multiple choice, so that its answer is a letter and its own wording of it may be another."""
+    return "Correct Answer" in row or any(isinstance(row.get(name), Sequence | np.ndarray) for name in OPTION_FIELDS)
 
 
 def _plain(value: Any) -> Any:

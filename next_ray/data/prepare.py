@@ -6,24 +6,40 @@ from dataclasses import replace
 from typing import Any
 
 from next_ray.config import Config
+from next_ray.data.few_shot import with_few_shot, without_shown
 from next_ray.data.sources import load_problems
 from next_ray.data.splits import Splits, split
 from next_ray.data.template import PromptEncoder
 from next_ray.errors import DataError, ModelError
 
 
+def storage_options(config: Config) -> dict[str, str]:
+    """What fsspec is told about the place of files."""
+    return {"endpoint_url": config.store.endpoint_url} if config.store.endpoint_url else {}
+
+
+def with_worked_problems(config: Config) -> Config:
+    """The configuration with the turns of `data.few_shot` written out; see `few_shot.with_few_shot`."""
+    return config.model_copy(update={"data": with_few_shot(config.data, config.run.seed, storage_options(config))})
+
+
 def load_splits(config: Config) -> tuple[Splits, str]:
     """Load and split the problems; the text says what was loaded. Raises `DataError` before anything is started."""
-    data, seed, verifier = config.data, config.run.seed, config.reward.verifier
-    options = {"endpoint_url": config.store.endpoint_url} if config.store.endpoint_url else {}
+    data, seed, verifier = config.data, config.run.seed, config.reward.deciding
+    options = storage_options(config)
     train = load_problems(data.train, seed, verifier, options)
     lines = [str(train.report)]
+    prompts = without_shown(train.prompts, data.few_shot)
+    num_shown = len(train.prompts) - len(prompts)
     held_out = None
     if data.held_out is not None:
         loaded = load_problems(data.held_out, seed, verifier, options)
-        held_out = loaded.prompts
+        held_out = without_shown(loaded.prompts, data.few_shot)
+        num_shown += len(loaded.prompts) - len(held_out)
         lines.append(str(loaded.report))
-    splits = split(train.prompts, held_out, data.gate_prompts, data.test_prompts, seed)
+    if num_shown:
+        lines.append(f"{num_shown} left out because they are shown as examples")
+    splits = split(prompts, held_out, data.gate_prompts, data.test_prompts, seed)
     lines.append(f"{len(splits.train)} to train on, {len(splits.gate)} for the gate, {len(splits.test)} for the test")
     return splits, "; ".join(lines)
 

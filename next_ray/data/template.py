@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from next_ray.config import DataSection
+from next_ray.config import DataSection, FewShotFile
 from next_ray.errors import ConfigError, DataError
 from next_ray.types import Prompt
 
@@ -24,7 +24,8 @@ class PromptEncoder:
 
     Args:
         tokenizer: a Hugging Face tokenizer.
-        config: `system_prompt` replaces a system message of the data; `template` wraps the last user message.
+        config: `system_prompt` replaces a system message of the data; `template` wraps the last user message; `few_shot` turns
+            (written out by `few_shot.with_few_shot`) come between system message and problem.
 
     Raises:
         ConfigError: the template has no `{prompt}`, or `data.chat=true` without a chat template.
@@ -38,6 +39,8 @@ class PromptEncoder:
             raise ConfigError("data.chat=true, but the tokenizer has no chat template. Set data.chat=false, or use a chat model.")
         self._tokenizer = tokenizer
         self._config = config
+        assert not isinstance(config.few_shot, FewShotFile), "with_few_shot comes first"
+        self._shown = config.few_shot
         self._chat = has_template if config.chat is None else config.chat
         # Some tokenizers close every text with an end token; a completion cannot go on from there.
         special = [] if self._chat else list(tokenizer("")["input_ids"])
@@ -48,11 +51,17 @@ class PromptEncoder:
         return self._tokenize([self.render(prompt)])[0]
 
     def render(self, prompt: Prompt) -> str:
-        """The text that is tokenized. Plain text is the contents joined by blank lines, without roles."""
+        """The text that is tokenized. Plain text is the contents joined by blank lines, without roles; a shown answer follows its
+        question at once, as the model's own will."""
         messages = self._with_config(prompt.messages)
+        start = next(index for index, message in enumerate(messages) if message["role"] != "system")
+        system, turns = messages[:start], messages[start:]
         if not self._chat:
-            return "\n\n".join(message["content"] for message in messages)
-        return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            shown = [self._wrapped(turn.prompt) + turn.answer for turn in self._shown]
+            return "\n\n".join([*(m["content"] for m in system), *shown, *(m["content"] for m in turns)])
+        for turn in self._shown:
+            system += [{"role": "user", "content": self._wrapped(turn.prompt)}, {"role": "assistant", "content": turn.answer}]
+        return self._tokenizer.apply_chat_template(system + turns, tokenize=False, add_generation_prompt=True)
 
     def fits(self, prompts: Sequence[Prompt], max_tokens: int) -> Fit:
         """Leave out prompts of more than `max_tokens` tokens; raises `DataError` when none is left."""
@@ -69,9 +78,12 @@ class PromptEncoder:
         if self._config.system_prompt is not None:
             result = [message for message in result if message["role"] != "system"]
             result.insert(0, {"role": "system", "content": self._config.system_prompt})
-        # replace, not format: problems are full of braces
-        result[-1]["content"] = self._config.template.replace(PLACEHOLDER, result[-1]["content"])
+        result[-1]["content"] = self._wrapped(result[-1]["content"])
         return result
+
+    def _wrapped(self, problem: str) -> str:
+        # replace, not format: problems are full of braces
+        return self._config.template.replace(PLACEHOLDER, problem)
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """A chat template writes its special tokens itself; plain text gets the tokenizer's own (a `<bos>`, say), but no end token."""
