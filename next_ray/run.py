@@ -98,7 +98,7 @@ async def execute(config: Config) -> None:
     from next_ray.actors.launch import Job, launch
     from next_ray.actors.metrics import MetricsReporter
     from next_ray.actors.probing import probe
-    from next_ray.data.prepare import filter_by_length, load_splits, load_tokenizer
+    from next_ray.data.prepare import filter_by_length, load_splits, load_tokenizer, with_worked_problems
     from next_ray.loop import TrainingLoop
     from next_ray.ports import Stages
 
@@ -111,6 +111,7 @@ async def execute(config: Config) -> None:
         await asyncio.to_thread(store.sweep, TORN_AFTER_S)
         latest = await asyncio.to_thread(store.latest)
         progress = _progress(config, store, latest)
+        config = with_worked_problems(config)
         splits, load_report = load_splits(config)
         report.say(load_report)
 
