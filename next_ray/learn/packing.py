@@ -10,6 +10,11 @@ from typing import NamedTuple
 from next_ray.errors import StaleCompletionError
 from next_ray.types import MicroBatch, MiniBatch, SampleIndex, Shard, UpdatePlan
 
+UNCUT_TOKENS = 8192
+"""Micro batches up to this padded size are filled whatever the lengths."""
+NEARLY = 0.9
+"""Larger ones take samples of at least this share of the longest one's length."""
+
 
 class Versions(NamedTuple):
     """Adapter versions that completions of an update may come from: `oldest..learner`, the latter being the learner's own."""
@@ -112,12 +117,19 @@ def _spread(items: Sequence[_Item], num_ranks: int) -> list[list[_Item]]:
 
 
 def _micro_batches(items: Sequence[_Item], budget: int) -> list[MicroBatch]:
-    """Cut a list sorted by falling length where the next sample would break the budget."""
+    """Cut a list sorted by falling length where the next sample would break the budget, or waste more than a small batch's worth.
+
+    Beyond `UNCUT_TOKENS` a batch takes only samples of nearly its longest one's length: large batches of few, unlike samples would
+    be padding for a quarter.
+    """
     batches: list[MicroBatch] = []
     start = 0
     while start < len(items):
-        count = max(1, budget // max(1, items[start].tokens))
-        chunk = items[start : start + count]
+        longest = max(1, items[start].tokens)
+        chunk = items[start : start + max(1, budget // longest)]
+        uncut = max(1, UNCUT_TOKENS // longest)
+        count = next((i for i in range(uncut, len(chunk)) if chunk[i].tokens < NEARLY * longest), len(chunk))
+        chunk = chunk[:count]
         batches.append(MicroBatch(tuple(item.index for item in chunk), tuple(item.advantage for item in chunk)))
         start += count
     return batches
