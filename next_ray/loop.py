@@ -16,7 +16,7 @@ from next_ray.errors import TrainingError
 from next_ray.evaluate.metrics import evaluation
 from next_ray.feed import Feed
 from next_ray.jump import Extrapolation
-from next_ray.learn.advantages import group_advantages
+from next_ray.learn.advantages import batch_advantages
 from next_ray.learn.packing import Versions, plan_update
 from next_ray.ports import Reporter, Stages
 from next_ray.progress import Progress, Schedule
@@ -82,12 +82,12 @@ class TrainingLoop:
         with clock.phase("plan"):
             plan = plan_update(
                 batch.shards,
-                group_advantages(batch.scores.rewards, config.algorithm),
+                batch_advantages(batch.scores.rewards, batch.shards, config.algorithm, config.rollout.max_response_tokens),
                 Versions(progress.version - config.rollout.max_staleness, progress.version),
                 num_ranks=config.learner.ranks,
                 prompts_per_mini_batch=config.learner.mini_batch_prompts,
                 micro_batch_tokens=config.learner.micro_batch_tokens,
-                drop_zero_advantage=config.algorithm.kl_coef == 0.0,
+                drop_zero_advantage=not config.algorithm.needs_every_sample,
             )
         with clock.phase("update"):
             result = await stages.learner.update(plan)

@@ -71,6 +71,7 @@ def learner_spec(config: Config, model: PreparedModel, device: Device) -> Learne
         learner=config.learner,
         algorithm=config.algorithm,
         temperature=config.rollout.temperature,
+        max_response_tokens=config.rollout.max_response_tokens,
         seed=config.run.seed,
         rank=0,
         world_size=config.learner.ranks,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field, model_validator
 
+from next_ray.config.algorithms import RECIPES, Advantage, Aggregation, AlgorithmName, LossKind, Recipe
 from next_ray.config.section import Section
 
 
@@ -74,18 +76,71 @@ class RewardSection(Section):
 class AlgorithmSection(Section):
     """Advantage and loss."""
 
-    name: Literal["grpo"] = "grpo"
-    """How advantages are made."""
-    clip_low: float = Field(default=0.2, ge=0, lt=1)
-    """Lower clip of the ratio: 1 - clip_low."""
-    clip_high: float = Field(default=0.2, ge=0)
-    """Upper clip of the ratio: 1 + clip_high."""
-    aggregation: Literal["seq-mean-token-mean", "token-mean"] = "seq-mean-token-mean"
-    """How token losses become one number; the paper's eq. 1 is seq-mean-token-mean."""
+    name: AlgorithmName = "grpo"
+    """What advantage, loss, aggregation, clips and overlong_cache_tokens are where they are null; docs/algorithms.md."""
+    advantage: Advantage | None = None
+    """How rewards become advantages; null: what `name` says."""
+    loss: LossKind | None = None
+    """Ratio of each token, ratio of the whole sequence (GSPO), or a clipped weight on log-probabilities (CISPO); null: by `name`."""
+    aggregation: Aggregation | None = None
+    """How token losses become one number (the paper's eq. 1 is seq-mean-token-mean); null: what `name` says."""
+    clip_low: float | None = Field(default=None, ge=0, le=1)
+    """Lower clip of the ratio: 1 - clip_low; null: what `name` says, 0.2 for most."""
+    clip_high: float | None = Field(default=None, ge=0)
+    """Upper clip of the ratio: 1 + clip_high; null: what `name` says, 0.2 for most."""
+    dual_clip: float | None = Field(default=None, gt=1)
+    """Tokens with a negative advantage count at most with this ratio (3 is usual); null: without bound."""
     kl_coef: float = Field(default=0.0, ge=0)
-    """Weight of the KL term to the base model (adapter disabled) in the loss."""
+    """Weight of the KL term to the base model (adapter disabled)."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """Estimator of that KL."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Where the KL term stands; reward: taken off every token's return, for the whitened advantages only."""
+    entropy_coef: float = Field(default=0.0, ge=0)
+    """Weight of the entropy bonus (nats a token) in the loss."""
+    overlong_cache_tokens: int | None = Field(default=None, ge=0)
+    """Over the last so many tokens before rollout.max_response_tokens the reward falls by up to overlong_penalty.
+
+    0: never; null: what `name` says, a fifth of the limit for dapo and 0 for the others.
+    """
+    overlong_penalty: float = Field(default=1.0, ge=0)
+    """What a completion of the full length loses, in units of reward."""
+    overlong_filter: bool = False
+    """Leave completions that were cut at rollout.max_response_tokens out of the loss and its denominators."""
+    correction: Literal["none", "token-tis", "sequence-mask"] = "none"
+    """For engines whose log-probabilities differ from the learner's: weigh tokens by the ratio, or leave sequences out."""
+    correction_cap: float = Field(default=2.0, gt=0)
+    """token-tis: a token's weight is learner over engine probability, at most this."""
+    correction_band: float = Field(default=0.05, gt=0)
+    """sequence-mask: a completion whose mean log ratio of learner to engine is further from 0 than this gets weight 0, nats."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """The parts that `name` stands for, with what the job says instead."""
+        fields = ("advantage", "loss", "aggregation", "clip_low", "clip_high")
+        return replace(RECIPES[self.name], **{f: getattr(self, f) for f in fields if getattr(self, f) is not None})
+
+    @property
+    def needs_every_sample(self) -> bool:
+        """Whether a completion without advantage adds to the gradient all the same: through KL term or entropy bonus."""
+        return self.kl_coef > 0 or self.entropy_coef > 0
+
+    @property
+    def has_kl_reward(self) -> bool:
+        """Whether the KL term stands in the reward."""
+        return self.kl_coef > 0 and self.kl_in == "reward"
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> AlgorithmSection:
+        recipe = self.recipe
+        if self.has_kl_reward and not recipe.is_whitened:
+            raise ValueError(
+                f"algorithm.kl_in=reward takes the KL off the return of every token, and the advantage {recipe.advantage} has one "
+                "value a completion. Set algorithm.kl_in to loss, or algorithm.name to reinforce++ or reinforce++-baseline."
+            )
+        if self.dual_clip is not None and recipe.loss == "cispo":
+            raise ValueError("algorithm.dual_clip bounds a ratio with a gradient, and the loss cispo has none. Set it to null.")
+        return self
 
 
 class LoraSection(Section):

@@ -15,9 +15,10 @@ from torch import Tensor
 from next_ray.learn.batches import TrainingBatch, token_batch, training_batch
 from next_ray.learn.engine import join_process_group, leave_process_group, quiet, start_engine
 from next_ray.learn.lora import initial_weights, lora_parameters
-from next_ray.learn.losses import clipped_surrogate, kl_penalty, token_weights
+from next_ray.learn.losses import Denominators, kl_penalty, token_weights
 from next_ray.learn.masters import Masters, open_masters
 from next_ray.learn.meter import Meter
+from next_ray.learn.objective import Inputs, micro_batch_loss, sums_to_go, whitened
 from next_ray.learn.packing import Versions
 from next_ray.learn.policy import PolicySpec, load_policy
 from next_ray.learn.schedule import Rewarm, learning_rate
@@ -30,11 +31,15 @@ __all__ = ["DeepSpeedLearner", "LearnerSpec", "Progress"]
 
 @dataclass(frozen=True)
 class _Step:
-    """One micro batch ready to run: its data, weights [N] of its tokens and old log-probs [N] (None: the current ones)."""
+    """One micro batch ready to run: its data, weights [N] of its tokens and old log-probs [N] (None: the current ones).
+
+    `kl` [N] is the KL that has been taken off the rewards.
+    """
 
     batch: TrainingBatch
     weights: Tensor
     old: Tensor | None
+    kl: Tensor | None = None
 
 
 class DeepSpeedLearner:
@@ -76,6 +81,7 @@ class DeepSpeedLearner:
                     gradient_checkpointing=cfg.gradient_checkpointing,
                     trust_remote_code=spec.trust_remote_code,
                     on_cpu=spec.device == "cpu",
+                    entropy_gradient=spec.algorithm.entropy_coef > 0,
                 )
             )
             parameters = lora_parameters(self._policy.model)
@@ -104,8 +110,8 @@ class DeepSpeedLearner:
         """Run this rank's part of all mini batches; `shards` are the plan's shards, resolved.
 
         Raises `StaleCompletionError`, before anything is computed, when any completion carries a version that the plan
-        does not allow. A mini batch without any signal (all advantages 0, no KL term) and one with a gradient that is not finite are
-        skipped on all ranks alike and counted. With one mini batch the old log-probabilities are the current ones; with
+        does not allow. A mini batch without any signal (all advantages 0, no KL term, no entropy bonus) and one with a gradient that is
+        not finite are skipped on all ranks alike and counted. With one mini batch the old log-probabilities are the current ones; with
         several they are computed before the first step. Returns the metrics, equal on all ranks.
         """
         self._check(plan, shards)
@@ -148,11 +154,11 @@ class DeepSpeedLearner:
 
     def _prepare(self, plan: UpdatePlan, shards: Sequence[Sequence[Group]]) -> list[list[_Step] | None]:
         """The micro batches of each mini batch, None for one without signal; old log-probs for all but the first step."""
-        kl_on = self.spec.algorithm.kl_coef > 0
+        algorithm = self.spec.algorithm
         prepared: list[list[_Step] | None] = []
         is_first = True
         for mini in plan.mini_batches:
-            if not _has_signal(mini, kl_on):
+            if not _has_signal(mini, algorithm.needs_every_sample):
                 prepared.append(None)
                 continue
             steps = [self._step_of(micro, mini, shards) for micro in mini.per_rank[self.spec.rank]]
@@ -160,12 +166,32 @@ class DeepSpeedLearner:
                 steps = [replace(step, old=self._evaluate(step.batch)) for step in steps]
             is_first = False
             prepared.append(steps)
-        return prepared
+        return self._with_kl_rewards(prepared) if algorithm.has_kl_reward else prepared
 
     def _step_of(self, micro: MicroBatch, mini: MiniBatch, shards: Sequence[Sequence[Group]]) -> _Step:
         batch = training_batch(micro, shards, self._device)
-        weights = token_weights(batch.tokens.lengths, self.spec.algorithm.aggregation, mini.num_sequences, mini.num_tokens)
+        whole = Denominators(mini.num_sequences, mini.num_tokens, self.spec.max_response_tokens)
+        weights = token_weights(batch.tokens.lengths, self.spec.algorithm.recipe.aggregation, whole)
         return _Step(batch=batch, weights=torch.zeros_like(weights) if batch.is_empty else weights, old=None)
+
+    def _with_kl_rewards(self, prepared: list[list[_Step] | None]) -> list[list[_Step] | None]:
+        """Take the KL to come off each token's advantage, and whiten the result over the tokens of all ranks."""
+        flat = [step for mini in prepared if mini is not None for step in mini]
+        kls = [self._old_kl(step) for step in flat]
+        left = [
+            s.batch.advantages - self.spec.algorithm.kl_coef * sums_to_go(k, s.batch.tokens.lengths) for s, k in zip(flat, kls, strict=True)
+        ]
+        white = whitened(left, [not step.batch.is_empty for step in flat], self._device)
+        done = iter(replace(s, batch=replace(s.batch, advantages=w), kl=k) for s, w, k in zip(flat, white, kls, strict=True))
+        return [None if mini is None else [next(done) for _ in mini] for mini in prepared]
+
+    def _old_kl(self, step: _Step) -> Tensor:
+        old = self._evaluate(step.batch) if step.old is None else step.old
+        return kl_penalty(old, self._reference(step.batch), self.spec.algorithm.kl_estimator)
+
+    def _reference(self, batch: TrainingBatch) -> Tensor:
+        with self._policy.base_model():
+            return self._evaluate(batch)
 
     @torch.no_grad()
     def _evaluate(self, batch: TrainingBatch) -> Tensor:
@@ -174,21 +200,14 @@ class DeepSpeedLearner:
 
     def _backward(self, step: _Step, meter: Meter) -> None:
         cfg, batch, tokens = self.spec.algorithm, step.batch, step.batch.tokens
-        reference = None
-        if cfg.kl_coef > 0:
-            with self._policy.base_model():
-                reference = self._evaluate(batch)
+        reference = self._reference(batch) if cfg.kl_coef > 0 and not cfg.has_kl_reward else None
         logprobs, entropy = self._engine(tokens.input_ids, tokens.select, tokens.targets)
         old = logprobs.detach() if step.old is None else step.old
-        surrogate = clipped_surrogate(logprobs, old, batch.advantages, cfg.clip_low, cfg.clip_high)
-        per_token, kl = surrogate.loss, None
-        if reference is not None:
-            kl = kl_penalty(logprobs, reference, cfg.kl_estimator)
-            per_token = per_token + cfg.kl_coef * kl
-        loss = (step.weights * per_token).sum()
-        meter.add(batch, loss, surrogate, entropy, kl, old)
+        inputs = Inputs(batch.advantages, old, batch.engine_logprobs, step.weights, tokens.lengths, reference)
+        outcome = micro_batch_loss(cfg, logprobs, entropy, inputs)
+        meter.add(batch, outcome if step.kl is None else replace(outcome, kl=step.kl), entropy, old)
         # DeepSpeed averages gradients over ranks; the denominators are global already, so the sum is wanted.
-        self._engine.backward(loss * self.spec.world_size)
+        self._engine.backward(outcome.loss * self.spec.world_size)
 
     def _learning_rate(self) -> float:
         rewarm = Rewarm(self.progress.rewarm_start, self.progress.rewarm_steps)
@@ -281,5 +300,5 @@ class DeepSpeedLearner:
                 results[i] = part.numpy().copy()
 
 
-def _has_signal(mini: MiniBatch, kl_on: bool) -> bool:
-    return any((kl_on and micro.samples) or any(micro.advantages) for rank in mini.per_rank for micro in rank)
+def _has_signal(mini: MiniBatch, every_sample: bool) -> bool:
+    return any((every_sample and micro.samples) or any(micro.advantages) for rank in mini.per_rank for micro in rank)

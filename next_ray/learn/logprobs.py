@@ -28,27 +28,35 @@ class _TokenLogprobs(torch.autograd.Function):
             logprobs[rows] = scaled.gather(1, targets[rows, None]).squeeze(1) - log_norms[rows]
             probabilities = torch.exp(scaled - log_norms[rows, None])
             entropies[rows] = log_norms[rows] - torch.linalg.vecdot(probabilities, scaled)
-        ctx.save_for_backward(logits, targets, log_norms)
+        ctx.save_for_backward(logits, targets, log_norms, entropies)
         ctx.temperature = temperature
-        ctx.mark_non_differentiable(entropies)
+        ctx.set_materialize_grads(False)
         return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
-        logits, targets, log_norms = ctx.saved_tensors
-        grad = grads[0] / ctx.temperature
+        logits, targets, log_norms, entropies = ctx.saved_tensors
+        grad = None if grads[0] is None else grads[0] / ctx.temperature
+        entropy_grad = None if grads[1] is None else grads[1] / ctx.temperature
         result = torch.empty_like(logits)
         for rows in _chunks(logits):
-            chunk = torch.exp(logits[rows].float() / ctx.temperature - log_norms[rows, None])
-            chunk *= -grad[rows, None]
-            index = targets[rows, None]
-            chunk.scatter_(1, index, chunk.gather(1, index) + grad[rows, None])
-            result[rows] = chunk.to(result.dtype)
+            log_probs = logits[rows].float() / ctx.temperature - log_norms[rows, None]
+            # d entropy / d scaled logit = -p (log p + entropy)
+            slope = None if entropy_grad is None else -(log_probs + entropies[rows, None]) * entropy_grad[rows, None]
+            chunk = torch.exp(log_probs)
+            slope = None if slope is None else slope * chunk
+            if grad is not None:
+                chunk *= -grad[rows, None]
+                index = targets[rows, None]
+                chunk.scatter_(1, index, chunk.gather(1, index) + grad[rows, None])
+            else:
+                chunk.zero_()
+            result[rows] = (chunk if slope is None else chunk + slope).to(result.dtype)
         return result, None, None
 
 
 def token_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """`log_softmax(logits / temperature)[targets]` and the entropy of each row (without gradient), both float32 [N].
+    """`log_softmax(logits / temperature)[targets]` and the entropy of each row, both float32 [N].
 
     `logits` [N, V] of any floating type, `targets` int64 [N].
     """

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from next_ray.learn.batches import TrainingBatch
-from next_ray.learn.losses import MAX_LOG_RATIO, Surrogate
+from next_ray.learn.losses import MAX_LOG_RATIO
+from next_ray.learn.objective import Outcome
 
 SUMS = (
     "loss",
@@ -15,6 +16,9 @@ SUMS = (
     "padded_tokens",
     "kl",
     "clip_fraction",
+    "clip_low_fraction",
+    "clip_high_fraction",
+    "corrected_fraction",
     "ratio_mean",
     "entropy",
     "mismatch_kl",
@@ -32,21 +36,26 @@ class Meter:
         self._maxima = torch.full((len(MAXIMA),), -torch.inf, dtype=torch.float64, device=device)
 
     @torch.no_grad()
-    def add(self, batch: TrainingBatch, loss: Tensor, surrogate: Surrogate, entropy: Tensor, kl: Tensor | None, old: Tensor) -> None:
-        """Count one micro batch; `loss` is its share of the global loss, `old` [N] are the learner's log-probs while sampling.
+    def add(self, batch: TrainingBatch, outcome: Outcome, entropy: Tensor, old: Tensor) -> None:
+        """Count one micro batch; `old` [N] are the learner's log-probs while sampling.
 
-        The mismatch compares engine and learner on the engine's samples: k3 estimates KL(engine || learner).
+        Clip fractions are of active clips, below and above ratio 1. The mismatch compares engine and learner on the
+        engine's samples: k3 estimates KL(engine || learner).
         """
         if batch.is_empty or old.numel() == 0:
             return
+        surrogate, kl = outcome.surrogate, outcome.kl
         difference = torch.clamp(old - batch.engine_logprobs, -MAX_LOG_RATIO, MAX_LOG_RATIO)
         values = (
-            loss,
+            outcome.loss,
             torch.tensor(float(old.numel())),
             torch.tensor(float(batch.tokens.num_tokens)),
             torch.tensor(float(batch.tokens.input_ids.numel())),
             torch.zeros(()) if kl is None else kl.sum(),
             surrogate.clipped.sum(),
+            (surrogate.clipped & (surrogate.ratio < 1.0)).sum(),
+            (surrogate.clipped & (surrogate.ratio > 1.0)).sum(),
+            outcome.corrected,
             surrogate.ratio.sum(),
             entropy.sum(),
             (torch.expm1(difference) - difference).sum(),

@@ -44,7 +44,7 @@ class _Item:
 
 def plan_update(
     shards: Sequence[Shard],
-    advantages: Sequence[Sequence[float]],
+    advantages: Sequence[Sequence[float | None]],
     versions: Versions,
     num_ranks: int,
     prompts_per_mini_batch: int | None,
@@ -53,12 +53,12 @@ def plan_update(
 ) -> UpdatePlan:
     """Plan one RL update over all completions of `shards`.
 
-    `advantages` [P][G] follow the groups' order over all shards. Mini batches take `prompts_per_mini_batch` groups in that
-    order (None: all). Within one, samples go to the rank with the fewest tokens, longest first, and then into micro batches
-    whose padded size (longest times count) stays within `micro_batch_tokens`; a longer sample is alone in its micro batch.
-    Every rank gets equally many micro batches, empty ones if need be: ZeRO's collectives need company. With
-    `drop_zero_advantage` samples without advantage are not computed; the denominators count them all the same, so without a
-    KL term the gradient is exact.
+    `advantages` [P][G] follow the groups' order over all shards; a completion with None is neither computed nor counted. Mini
+    batches take `prompts_per_mini_batch` groups in that order (None: all). Within one, samples go to the rank with the fewest
+    tokens, longest first, and then into micro batches whose padded size (longest times count) stays within
+    `micro_batch_tokens`; a longer sample is alone in its micro batch. Every rank gets equally many micro batches, empty ones if
+    need be: ZeRO's collectives need company. With `drop_zero_advantage` samples without advantage are not computed; the
+    denominators count them all the same, so without a KL term or an entropy bonus the gradient is exact.
 
     Raises `StaleCompletionError` for a completion of a version that is not allowed, `ValueError` when the shapes do not match.
     """
@@ -71,7 +71,7 @@ def plan_update(
     return UpdatePlan(tuple(shard.groups for shard in shards), versions.learner, versions.oldest, mini_batches)
 
 
-def _items(shards: Sequence[Shard], advantages: Sequence[Sequence[float]], versions: Versions) -> list[list[_Item]]:
+def _items(shards: Sequence[Shard], advantages: Sequence[Sequence[float | None]], versions: Versions) -> list[list[_Item]]:
     num_groups = sum(len(shard.sizes) for shard in shards)
     if num_groups != len(advantages):
         raise ValueError(f"{len(advantages)} groups of advantages for {num_groups} groups of completions")
@@ -85,8 +85,9 @@ def _items(shards: Sequence[Shard], advantages: Sequence[Sequence[float]], versi
                 versions.require(version, f"completion {i} of group {g} in shard {s}")
             groups.append(
                 [
-                    _Item(SampleIndex(s, g, i), size.prompt_tokens + tokens, tokens, float(values[i]))
-                    for i, tokens in enumerate(size.completion_tokens)
+                    _Item(SampleIndex(s, g, i), size.prompt_tokens + tokens, tokens, float(value))
+                    for i, (tokens, value) in enumerate(zip(size.completion_tokens, values, strict=True))
+                    if value is not None
                 ]
             )
     return groups

@@ -24,10 +24,11 @@ from next_ray.types import Adapter
 class Policy(nn.Module):
     """Wraps a PEFT model so that one call maps tokens to log-probabilities; the head only sees the selected positions."""
 
-    def __init__(self, model: Any, temperature: float) -> None:
+    def __init__(self, model: Any, temperature: float, entropy_gradient: bool = False) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
+        self.entropy_gradient = entropy_gradient
         self._select: Tensor | None = None
         model.get_output_embeddings().register_forward_pre_hook(self._keep_selected)
 
@@ -43,7 +44,8 @@ class Policy(nn.Module):
             logits = self.model(input_ids=input_ids, use_cache=False).logits
         finally:
             self._select = None
-        return token_logprobs(logits[0], targets, self.temperature)
+        logprobs, entropies = token_logprobs(logits[0], targets, self.temperature)
+        return logprobs, entropies if self.entropy_gradient else entropies.detach()
 
     @contextmanager
     def base_model(self) -> Iterator[None]:
@@ -69,7 +71,7 @@ class Policy(nn.Module):
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """How to build the policy from a local model folder."""
+    """How to build the policy from a local model folder; entropies carry a gradient only with `entropy_gradient`."""
 
     model_path: str
     lora: LoraSection
@@ -78,6 +80,7 @@ class PolicySpec:
     gradient_checkpointing: bool
     trust_remote_code: bool
     on_cpu: bool
+    entropy_gradient: bool = False
 
 
 def load_policy(spec: PolicySpec) -> Policy:
@@ -102,4 +105,4 @@ def load_policy(spec: PolicySpec) -> Policy:
     if spec.gradient_checkpointing:
         peft_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     # Dropout is off everywhere; only checkpointing asks for training mode.
-    return Policy(peft_model, spec.temperature).train(spec.gradient_checkpointing)
+    return Policy(peft_model, spec.temperature, spec.entropy_gradient).train(spec.gradient_checkpointing)

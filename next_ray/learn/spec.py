@@ -12,13 +12,15 @@ from next_ray.config import AlgorithmSection, LearnerSection
 class LearnerSpec:
     """The start of one rank; all ranks get the same but for `rank`. `model_path` is a local folder.
 
-    `total_optimizer_steps` is the run's number of mini batches, the learning rate schedule's length.
+    `total_optimizer_steps` is the run's number of mini batches, the learning rate schedule's length; completions have at most
+    `max_response_tokens`.
     """
 
     model_path: str
     learner: LearnerSection
     algorithm: AlgorithmSection
     temperature: float
+    max_response_tokens: int
     seed: int
     rank: int
     world_size: int

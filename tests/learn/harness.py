@@ -109,6 +109,7 @@ def make_spec(model_path: str, rank: int = 0, world_size: int = 1, port: int | N
         "learner": LearnerSection(**learner),
         "algorithm": AlgorithmSection(**overrides.pop("algorithm", {})),
         "temperature": 0.8,
+        "max_response_tokens": 8,
         "seed": 5,
         "rank": rank,
         "world_size": world_size,

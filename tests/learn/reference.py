@@ -60,7 +60,9 @@ class ReferenceLearner:
                 group = shards[index.shard][index.group]
                 logprobs = self.logprobs(group, index.sample)
                 ratio = (logprobs - old[index]).exp()
-                token_loss = -torch.min(ratio * advantage, ratio.clip(1 - algorithm.clip_low, 1 + algorithm.clip_high) * advantage)
+                token_loss = -torch.min(
+                    ratio * advantage, ratio.clip(1 - algorithm.recipe.clip_low, 1 + algorithm.recipe.clip_high) * advantage
+                )
                 if algorithm.kl_coef:
                     with torch.no_grad(), self.model.disable_adapter():
                         reference = self.logprobs(group, index.sample)
@@ -68,7 +70,7 @@ class ReferenceLearner:
                     token_loss = token_loss + algorithm.kl_coef * (d.exp() - d - 1)
                 losses.append(token_loss)
             means = [x.mean() for x in losses]
-            loss = torch.cat(losses).mean() if algorithm.aggregation == "token-mean" else torch.stack(means).mean()
+            loss = torch.cat(losses).mean() if algorithm.recipe.aggregation == "token-mean" else torch.stack(means).mean()
             self.adam.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.spec.learner.max_grad_norm)

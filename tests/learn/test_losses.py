@@ -1,10 +1,12 @@
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
-from next_ray.learn.losses import clipped_surrogate, kl_penalty, token_weights
+from next_ray.config.algorithms import Aggregation
+from next_ray.learn.losses import Denominators, clipped_surrogate, kl_penalty, token_weights
 
 
 def surrogate(ratio, advantage, low=0.2, high=0.3):
@@ -64,8 +66,15 @@ def test_k2_has_the_gradient_of_the_true_kl_in_expectation():
     torch.testing.assert_close(gradient, true_gradient)
 
 
-def test_weights_of_both_aggregations():
+def test_weights_of_every_aggregation():
     lengths = torch.tensor([2, 0, 3])
-    expected = [1 / (2 * 5)] * 2 + [1 / (3 * 5)] * 3
-    assert token_weights(lengths, "seq-mean-token-mean", num_sequences=5, num_tokens=40).tolist() == pytest.approx(expected)
-    assert token_weights(lengths, "token-mean", num_sequences=5, num_tokens=40).tolist() == pytest.approx([1 / 40] * 5)
+    whole = Denominators(num_sequences=5, num_tokens=40, max_tokens=16)
+    expected: dict[Aggregation, list[float]] = {
+        "seq-mean-token-mean": [1 / (2 * 5)] * 2 + [1 / (3 * 5)] * 3,
+        "token-mean": [1 / 40] * 5,
+        "seq-mean-token-sum": [1 / 5] * 5,
+        "seq-mean-token-sum-norm": [1 / (5 * 16)] * 5,
+    }
+    assert set(expected) == set(get_args(Aggregation))
+    for aggregation, weights in expected.items():
+        assert token_weights(lengths, aggregation, whole).tolist() == pytest.approx(weights)
