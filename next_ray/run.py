@@ -101,6 +101,7 @@ async def execute(config: Config) -> None:
     from next_ray.data.prepare import filter_by_length, load_splits, load_tokenizer, with_worked_problems
     from next_ray.loop import TrainingLoop
     from next_ray.ports import Stages
+    from next_ray.reward.pool import check_functions
 
     output = Path(config.run.output_dir).expanduser() / config.run.name
     async with AsyncExitStack() as stack:
@@ -114,6 +115,8 @@ async def execute(config: Config) -> None:
         config = with_worked_problems(config)
         splits, load_report = load_splits(config)
         report.say(load_report)
+        kinds = sorted({p.verifier for p in (*splits.train, *splits.gate, *splits.test)})
+        await asyncio.to_thread(check_functions, config.reward, kinds)
 
         # Only the tiny model needs Ray to be made; any other is checked before anything is started.
         model = None if config.model.name == "tiny" else await _prepare(config, report)
@@ -128,7 +131,6 @@ async def execute(config: Config) -> None:
         report.say(length_report)
 
         report.resume(progress.step, store.read_table("metrics", progress.step) if latest else [], progress.jumps)
-        kinds = sorted({p.verifier for p in (*splits.train, *splits.gate, *splits.test)})
         job = Job(config, cluster, model, store, latest.id if latest else None, lease.token, kinds, report.say)
         report.phase("starting engines and learners")
         launched = await stack.enter_async_context(launch(job))

@@ -53,11 +53,11 @@ class Serving:
     async def accuracy(
         self, prompts: Sequence[Prompt], versions: Mapping[str, int], num_samples: int, temperature: float, purpose: str, salt: int
     ) -> dict[str, tuple[tuple[float, ...], ...]]:
-        """Rewards [P][S] of each hosted version, side by side on the same prompts with the same seeds."""
+        """Correct (1) or not (0) [P][S] of each hosted version, side by side on the same prompts with the same seeds."""
         requests = [r for version in versions.values() for r in self.requests(prompts, version, num_samples, purpose, salt)]
         scores = await self.stages.rewards.score(await self.stages.rollout.generate(requests, self.sampling(temperature)))
         num = len(prompts)
-        return {label: scores.rewards[i * num : (i + 1) * num] for i, label in enumerate(versions)}
+        return {label: scores.accuracy[i * num : (i + 1) * num] for i, label in enumerate(versions)}
 
     def requests(self, prompts: Sequence[Prompt], version: int, num_samples: int, purpose: str, salt: int) -> list[RolloutRequest]:
         """One request per prompt, seeded by run, purpose and salt."""

@@ -27,14 +27,15 @@ class VerifierActor:
         """Judge every completion of the groups; the first completions of the first groups are returned as text."""
         items = [(c.text, g.prompt) for g in groups for c in g.completions]
         judged = iter(self._pool.score(items))
-        rewards, verdicts, samples = [], Counter[str](), []
+        rewards, correct, verdicts, samples = [], [], Counter[str](), []
         for group in groups:
             row = [next(judged) for _ in group.completions]
             rewards.append(tuple(j.reward for j in row))
+            correct.append(tuple(float(j.is_correct) for j in row))
             verdicts.update(str(j.verdict) for j in row)
             if len(samples) < num_samples:
                 samples.append(_sample(group, row[0].reward))
-        return Scores(tuple(rewards), dict(verdicts), tuple(samples))
+        return Scores(tuple(rewards), dict(verdicts), tuple(samples), tuple(correct))
 
     def close(self) -> None:
         """End the pool's processes."""
@@ -60,7 +61,8 @@ class RayRewards:
             verdicts.update(part.verdicts)
         rewards = tuple(row for part in parts for row in part.rewards)
         samples = tuple(sample for part in parts for sample in part.samples)[:num_samples]
-        return Scores(rewards, dict(verdicts), samples)
+        correct = tuple(row for part in parts for row in part.accuracy)
+        return Scores(rewards, dict(verdicts), samples, correct)
 
     async def close(self) -> None:
         """End all verifier processes."""

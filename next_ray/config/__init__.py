@@ -5,7 +5,8 @@ The defaults are the embedded run: the tiny model on addition, on this machine, 
 
     surroundings    run, model, store, evaluation, cluster, report
     data            data and its sources
-    training        rollout, reward, algorithm, learner
+    training        rollout, algorithm, learner
+    rewards         reward
     extrapolation   extrapolation: predictor, gate, after_jump
 """
 
@@ -15,9 +16,10 @@ from pydantic import model_validator
 
 from next_ray.config.data import ArithmeticSource, DataSection, FewShotFile, FewShotTurn, FileSource, ReasoningGymSource
 from next_ray.config.extrapolation import ONLINE_METHODS, AfterJumpSection, ExtrapolationSection, GateSection, PredictorSection
+from next_ray.config.rewards import RewardPart, RewardSection
 from next_ray.config.section import Section
 from next_ray.config.surroundings import ClusterSection, EvaluationSection, ModelSection, ReportSection, RunSection, StoreSection
-from next_ray.config.training import AlgorithmSection, LearnerSection, LoraSection, RewardSection, RolloutSection
+from next_ray.config.training import AlgorithmSection, LearnerSection, LoraSection, RolloutSection
 
 
 class Config(Section):

@@ -53,26 +53,6 @@ class RolloutSection(Section):
         return self
 
 
-class RewardSection(Section):
-    """Verifiers and their limits."""
-
-    verifier: Literal["auto", "exact", "number", "math", "reasoning-gym"] = "auto"
-    """How answers are judged (number: the text must end with it).
-
-    auto: exact for arithmetic, the task's own for reasoning-gym, math for files.
-    """
-    actors: int = Field(default=1, ge=1)
-    """Verifier actors."""
-    workers: int = Field(default=1, ge=1)
-    """Disposable verifier processes of each actor."""
-    wall_clock_s: float = Field(default=5.0, gt=0)
-    """Wall-clock limit of one answer, seconds."""
-    cpu_s: int = Field(default=600, ge=1)
-    """CPU time after which a verifier process is replaced, seconds."""
-    memory_mib: int = Field(default=2048, ge=256)
-    """Address space of a verifier process, MiB."""
-
-
 class AlgorithmSection(Section):
     """Advantage and loss."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from next_ray.config import RewardSection
 from next_ray.errors import ConfigError
 from next_ray.reward.process import Request, VerifierProcess
+from next_ray.reward.verifiers import PYTHON, family
 from next_ray.reward.worker import RETIRED
 
 MAX_FAILED_STARTS = 3
@@ -75,4 +78,5 @@ class Crew:
 
 
 def _load(process: VerifierProcess, name: str) -> None:
-    process.send(Request(None, name), {"load": name})
+    paths = {"paths": [os.path.abspath(path) for path in sys.path]} if family(name) == PYTHON else {}
+    process.send(Request(None, name), {"load": name, **paths})

@@ -54,6 +54,14 @@ def judge_gym(task: str, completion: str, metadata: Mapping[str, Any]) -> float:
     return float(scorer(answer, entry) >= FULL_MARKS)
 
 
+def warm_up(task: str) -> None:
+    """Import the library and, where a task is named, read the files that its scorer needs."""
+    if task:
+        _scorer(task, "{}")
+    else:
+        reasoning_gym()
+
+
 def extract(completion: str, reference: str | None) -> str | None:
     """The one answer of a completion, stripped; None when a number is asked for and none is stated at the end."""
     answer = _last_tagged(completion)

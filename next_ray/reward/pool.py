@@ -21,7 +21,7 @@ from next_ray.config import RewardSection
 from next_ray.errors import ConfigError
 from next_ray.reward.crew import Crew
 from next_ray.reward.process import Request, VerifierProcess
-from next_ray.reward.verifiers import FAMILIES, family
+from next_ray.reward.verifiers import EXACT, FAMILIES, PYTHON, family, load_unit
 from next_ray.reward.worker import OUT_OF_MEMORY, RETIRED
 from next_ray.types import Prompt, Verdict
 
@@ -33,10 +33,16 @@ GRACE_S = 10.0
 
 @dataclass(frozen=True)
 class Judgement:
-    """Reward 0 or 1, and how the verifier call ended."""
+    """What an answer earns, whether it is correct (what gate and evaluation count), and how the verifier call ended.
+
+    The reward is the weighted sum of the parts' 0 to 1, so it lies between the sum of the negative and that of the positive weights; one
+    verifier alone gives 0 or 1 (a function what is between, too). An answer whose judging failed earns the least there is. Correct
+    means that the first part gave 1.
+    """
 
     reward: float
     verdict: Verdict
+    is_correct: bool
 
 
 class VerifierPool:
@@ -48,8 +54,8 @@ class VerifierPool:
         self._closed = False
         self._verdicts: Counter[str] = Counter()
         self._crew = Crew(config)
-        if config.verifier != "auto":
-            self.preload([config.verifier])
+        named = {config.deciding, *config.further}
+        self.preload(named - {"auto"})
 
     def __enter__(self) -> VerifierPool:
         return self
@@ -70,12 +76,12 @@ class VerifierPool:
 
     def preload(self, kinds: Iterable[str]) -> None:
         """Start importing what these verifiers need; returns at once, so that it happens beside the first rollouts."""
-        families = {family(kind) for kind in kinds}
-        if unknown := families - set(FAMILIES):
-            raise ConfigError(f"unknown verifier {sorted(unknown)[0]!r}; {', '.join(FAMILIES)} exist (reward.verifier).")
+        kinds = sorted(kinds)
+        if unknown := [kind for kind in kinds if family(kind) not in FAMILIES]:
+            raise ConfigError(f"unknown verifier {unknown[0]!r}; {', '.join(FAMILIES)} exist (reward.verifier).")
         with self._lock:
             self._require_open()
-            self._crew.preload(families)
+            self._crew.preload({load_unit(kind) for kind in kinds})
             for process in self._crew.processes:
                 process.flush()
 
@@ -89,7 +95,7 @@ class VerifierPool:
         with self._lock:
             self._require_open()
             try:
-                judgements = _Batch(self._crew, items).run()
+                judgements = _Batch(self._crew, self._config, items).run()
             except BaseException:
                 self._crew.renew()
                 raise
@@ -110,8 +116,9 @@ class VerifierPool:
 class _Batch:
     """One call of `score`: what is still to be sent and what has come back."""
 
-    def __init__(self, crew: Crew, items: Sequence[tuple[str, Prompt]]) -> None:
+    def __init__(self, crew: Crew, config: RewardSection, items: Sequence[tuple[str, Prompt]]) -> None:
         self._crew = crew
+        self._further, self._weights = config.further, config.weights
         self._items = items
         self._waiting = deque(range(len(items)))
         self._judgements: dict[int, Judgement] = {}
@@ -156,7 +163,8 @@ class _Batch:
 
     def _send(self, process: VerifierProcess, index: int) -> None:
         text, prompt = self._items[index]
-        line = {"id": index, "kind": prompt.verifier, "text": text, "answer": prompt.answer, "metadata": dict(prompt.metadata)}
+        kinds = [prompt.verifier, *self._further]
+        line = {"id": index, "kinds": kinds, "text": text, "answer": prompt.answer, "metadata": dict(prompt.metadata)}
         process.send(Request(index, prompt.verifier), line)
 
     def _watch_input(self, process: VerifierProcess) -> None:
@@ -182,16 +190,15 @@ class _Batch:
             due = process.unanswered[0]
             if due.item is None:
                 if "failed" in reply:
-                    raise ConfigError(
-                        f"verifier {due.kind!r} cannot be loaded: {reply['failed']}. Install its library, or raise reward.memory_mib."
-                    )
+                    raise ConfigError(f"verifier {due.kind!r} cannot be loaded: {reply['failed']}. {_remedy(due.kind)}")
                 if reply["loaded"] != due.kind:
                     return False
             else:
-                verdict, reward = Verdict(reply["verdict"]), float(reply["reward"])
-                if reply["id"] != due.item or reward not in (0.0, 1.0):
+                verdict, rewards = Verdict(reply["verdict"]), [float(reward) for reward in reply["rewards"]]
+                num = len(self._weights) if verdict is Verdict.OK else 0
+                if reply["id"] != due.item or len(rewards) != num or not all(0.0 <= reward <= 1.0 for reward in rewards):
                     return False
-                self._judge(due.item, reward if verdict is Verdict.OK else 0.0, verdict)
+                self._judge(due.item, rewards, verdict)
         except (ValueError, KeyError, TypeError, IndexError):
             return False
         process.unanswered.popleft()
@@ -209,17 +216,37 @@ class _Batch:
         begun = late or status != RETIRED
         if begun and unanswered and (index := unanswered[0].item) is not None:
             unanswered.popleft()
-            self._judge(index, 0.0, _verdict(status, late))
+            self._judge(index, [], _verdict(status, late))
         self._waiting.extendleft(request.item for request in reversed(unanswered) if request.item is not None)
         self._selector.register(fresh.output, selectors.EVENT_READ, fresh)
 
-    def _judge(self, index: int, reward: float, verdict: Verdict) -> None:
+    def _judge(self, index: int, rewards: Sequence[float], verdict: Verdict) -> None:
+        """Note the judgement of an item from the rewards of its parts; none when judging failed."""
         if index in self._judgements:
             raise AssertionError(f"item {index} was judged twice")
-        self._judgements[index] = Judgement(reward, verdict)
+        if verdict is not Verdict.OK:
+            self._judgements[index] = Judgement(sum(min(w, 0.0) for w in self._weights), verdict, False)
+            return
+        total = sum(weight * reward for weight, reward in zip(self._weights, rewards, strict=True))
+        self._judgements[index] = Judgement(float(total), verdict, rewards[0] == 1.0)
+
+
+def _remedy(kind: str) -> str:
+    if family(kind) == PYTHON:
+        return "Put the module's folder on PYTHONPATH on every machine, and check the name (reward.verifier, reward.parts)."
+    return "Install its library, or raise reward.memory_mib."
 
 
 def _verdict(status: int, late: bool) -> Verdict:
     if late or status == -signal.SIGXCPU:
         return Verdict.TIMEOUT
     return Verdict.MEMORY if status == OUT_OF_MEMORY else Verdict.CRASH
+
+
+def check_functions(config: RewardSection, kinds: Iterable[str] = ()) -> None:
+    """Import the functions that the configuration or `kinds` name, in a verifier process; raises `ConfigError` when that fails."""
+    functions = {kind for kind in (config.deciding, *config.further, *kinds) if family(kind) == PYTHON}
+    if functions:
+        with VerifierPool(RewardSection(memory_mib=config.memory_mib, cpu_s=config.cpu_s)) as pool:
+            pool.preload(functions)
+            pool.score([("", Prompt("", (), "", EXACT))])

@@ -3,7 +3,7 @@
 Requests are JSON lines on standard input, replies on what was standard output; anything a library prints goes nowhere.
 
     {"load": "math"}                                              -> {"loaded": "math"} or {"failed": "why"}
-    {"id": 7, "kind": ..., "text": ..., "answer": ..., "metadata": ...} -> {"id": 7, "reward": 1.0, "verdict": "ok"}
+    {"id": 7, "kinds": [...], "text": ..., "answer": ..., "metadata": ...} -> {"id": 7, "rewards": [1.0], "verdict": "ok"}
 
 The process limits itself before it does anything, dies with its parent, and leaves with `RETIRED` between two answers when
 it has used up its CPU time or grown large, so that no answer pays for what others consumed.
@@ -73,6 +73,7 @@ def _private_replies() -> BinaryIO:
 
 
 def _serve(requests: BinaryIO, replies: BinaryIO, memory_bytes: int, cpu_s: float) -> int:
+    from next_ray.reward.functions import search
     from next_ray.reward.verifiers import load
 
     answered = 0
@@ -81,6 +82,7 @@ def _serve(requests: BinaryIO, replies: BinaryIO, memory_bytes: int, cpu_s: floa
         request = json.loads(line)
         if "load" in request:
             try:
+                search(request.get("paths", ()))
                 load(request["load"])
             except (ImportError, MemoryError, OSError) as error:
                 _reply(replies, {"failed": f"{type(error).__name__}: {error}"})
@@ -89,8 +91,8 @@ def _serve(requests: BinaryIO, replies: BinaryIO, memory_bytes: int, cpu_s: floa
             ceiling = _ceiling(memory_bytes)
             continue
         started = time.monotonic()
-        verdict, reward = judge(request)
-        _reply(replies, {"id": request["id"], "reward": reward, "verdict": verdict})
+        verdict, rewards = judge(request)
+        _reply(replies, {"id": request["id"], "rewards": rewards, "verdict": verdict})
         answered += 1
         if verdict == "memory" or time.process_time() > cpu_s:
             return RETIRED
@@ -100,16 +102,16 @@ def _serve(requests: BinaryIO, replies: BinaryIO, memory_bytes: int, cpu_s: floa
     return 0
 
 
-def judge(request: dict[str, Any]) -> tuple[str, float]:
-    """Verdict and reward of one request; whatever a verifier raises costs this answer and no other."""
+def judge(request: dict[str, Any]) -> tuple[str, list[float]]:
+    """Verdict and the reward of each part of one request; whatever a verifier raises costs this answer and no other."""
     from next_ray.reward.verifiers import verify
 
     try:
-        return "ok", verify(request["kind"], request["text"], request["answer"], request["metadata"])
+        return "ok", [verify(kind, request["text"], request["answer"], request["metadata"]) for kind in request["kinds"]]
     except MemoryError:
-        return "memory", 0.0
+        return "memory", []
     except Exception:
-        return "error", 0.0
+        return "error", []
 
 
 def _ceiling(memory_bytes: int) -> int:

@@ -116,3 +116,10 @@ class Scores:
     rewards: tuple[tuple[float, ...], ...]
     verdicts: Mapping[str, int]
     samples: tuple[Sample, ...] = ()
+    correct: tuple[tuple[float, ...], ...] | None = None
+    """1 for a correct answer, else 0, [P][G]; None: the rewards are just that."""
+
+    @property
+    def accuracy(self) -> tuple[tuple[float, ...], ...]:
+        """What gate and evaluation count, [P][G]: whether answers are correct, whatever else a reward is made of."""
+        return self.rewards if self.correct is None else self.correct
