@@ -45,7 +45,7 @@ class TrainingLoop:
         self.clock = Clock(report)
         self.serving = Serving(config, stages, self.progress, current)
         self.extrapolation = Extrapolation(config, stages, splits.gate, self.schedule, self.progress, self.serving, self.clock)
-        stream = PromptStream(splits.train, config.run.seed)
+        stream = PromptStream(splits.train, config.run.seed, splits.mixture)
         stream.restore(Cursor(**self.progress.cursor))
         self.feed = Feed(config, stages, stream, self.serving, self.progress, self.clock)
         self._commit: asyncio.Task[None] | None = None

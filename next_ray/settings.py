@@ -114,10 +114,10 @@ def _parse(text: str, place: str, draft: _Draft, *, as_mapping: bool = False, un
 def _index(node: yaml.Node, key: KeyPath, file: str | None, draft: _Draft) -> None:
     """Walk the node tree: origins of keys go to the draft, and so do duplicates and values no number can be."""
     if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _index(item, key, file, draft)
+        for number, item in enumerate(node.value):
+            _index(item, (*key, f"[{number}]"), file, draft)
     if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:float" and not _is_finite(node.value):
-        draft.problems.append(f"{'.'.join(key)}={node.value} is not a finite number{draft.origin(key)}")
+        draft.problems.append(f"{_dotted(key)}={node.value} is not a finite number{draft.origin(key)}")
     if not isinstance(node, yaml.MappingNode):
         return
     seen: dict[str, int] = {}
@@ -129,7 +129,7 @@ def _index(node: yaml.Node, key: KeyPath, file: str | None, draft: _Draft) -> No
             draft.problems.append(f"key {name_node.value!r} is not text ({place}); put it in quotes")
             continue
         if name_node.value in seen:
-            draft.problems.append(f"key {'.'.join(child)} is there twice, at line {seen[name_node.value]} and again ({place})")
+            draft.problems.append(f"key {_dotted(child)} is there twice, at line {seen[name_node.value]} and again ({place})")
         seen[name_node.value] = line
         draft.origins[child] = place
         _index(value_node, child, file, draft)
@@ -177,13 +177,16 @@ def _describe(error: ValidationError, draft: _Draft) -> list[str]:
 
 
 def _key_of(detail: ErrorDetails, tree: Any) -> KeyPath:
-    """The key in the user's tree: pydantic's location without the union tags it puts between."""
+    """The key in the user's tree (`[n]` for items of a list): pydantic's location without the union tags it puts between."""
     key: list[str] = []
     value = tree
     for position, part in enumerate(detail["loc"]):
         if isinstance(part, int):
-            return tuple(key)
-        if isinstance(value, dict) and part in value:
+            if not isinstance(value, list) or not part < len(value):
+                return tuple(key)
+            key.append(f"[{part}]")
+            value = value[part]
+        elif isinstance(value, dict) and part in value:
             key.append(part)
             value = value[part]
         elif detail["type"] == "missing" and position == len(detail["loc"]) - 1:
@@ -193,7 +196,7 @@ def _key_of(detail: ErrorDetails, tree: Any) -> KeyPath:
 
 def _sentence(key: KeyPath, details: Sequence[ErrorDetails], draft: _Draft) -> str:
     first = details[0]
-    name, origin = ".".join(key), draft.origin(key)
+    name, origin = _dotted(key), draft.origin(key)
     match first["type"]:
         case "extra_forbidden":
             return f"unknown key {name}{origin}{_suggest(key, draft)}"
@@ -225,7 +228,7 @@ def _expected(detail: ErrorDetails) -> str:
 def _kinds(key: KeyPath, schema: type[BaseModel]) -> str:
     """The kinds of the tagged union at `key`, as a list in words."""
     sections: list[type[BaseModel]] = [schema]
-    for part in key:
+    for part in _without_indices(key):
         sections = [
             inner for section in sections if part in section.model_fields for inner in _sections(section.model_fields[part].annotation)
         ]
@@ -234,8 +237,16 @@ def _kinds(key: KeyPath, schema: type[BaseModel]) -> str:
 
 def _lookup(tree: Any, key: KeyPath) -> Any:
     for part in key:
-        tree = tree[part]
+        tree = tree[int(part[1:-1])] if isinstance(tree, list) else tree[part]
     return tree
+
+
+def _dotted(key: KeyPath) -> str:
+    return ".".join(key).replace(".[", "[")
+
+
+def _without_indices(key: KeyPath) -> KeyPath:
+    return tuple(part for part in key if not part.startswith("["))
 
 
 def _show(value: Any) -> str:
@@ -246,6 +257,7 @@ def _show(value: Any) -> str:
 
 def _suggest(key: KeyPath, draft: _Draft) -> str:
     """The nearest valid names: a sibling spelled alike, or a key of the same or a similar name elsewhere."""
+    key = _without_indices(key)
     valid = [path for path in _key_paths(draft.schema, draft.tree) if path != key[: len(path)]]
     siblings = {path[-1]: path for path in valid if path[:-1] == key[:-1]}
     close = [siblings[name] for name in difflib.get_close_matches(key[-1], siblings, n=1, cutoff=0.6)]
@@ -275,7 +287,7 @@ def _key_paths(model: type[BaseModel], tree: Any, prefix: KeyPath = ()) -> Itera
 def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    elif typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
+    elif typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated, tuple):
         for part in typing.get_args(annotation):
             yield from _sections(part)
 

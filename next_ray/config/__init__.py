@@ -14,7 +14,16 @@ from __future__ import annotations
 
 from pydantic import model_validator
 
-from next_ray.config.data import ArithmeticSource, DataSection, FewShotFile, FewShotTurn, FileSource, ReasoningGymSource
+from next_ray.config.data import (
+    ArithmeticSource,
+    DataSection,
+    FewShotFile,
+    FewShotTurn,
+    FileSource,
+    MixtureEntry,
+    MixtureSource,
+    ReasoningGymSource,
+)
 from next_ray.config.extrapolation import ONLINE_METHODS, AfterJumpSection, ExtrapolationSection, GateSection, PredictorSection
 from next_ray.config.rewards import RewardPart, RewardSection
 from next_ray.config.section import Section

@@ -47,7 +47,29 @@ class FileSource(Section):
     """Field of the answer; found by itself when unset (reward_model.ground_truth, ground_truth, answer, label, solution)."""
 
 
-Source = Annotated[ArithmeticSource | ReasoningGymSource | FileSource, Field(discriminator="kind")]
+SingleSource = Annotated[ArithmeticSource | ReasoningGymSource | FileSource, Field(discriminator="kind")]
+
+
+class MixtureEntry(Section):
+    """One source of a mixture."""
+
+    source: SingleSource
+    """Where its prompts come from."""
+    weight: float = Field(default=1.0, gt=0)
+    """Its share of the prompts trained on, in proportion to the other weights."""
+    verifier: str | None = None
+    """How its answers are judged, named as in reward.verifier; null: as reward.verifier says."""
+
+
+class MixtureSource(Section):
+    """Several sources, trained on in proportion to their weights whatever their sizes."""
+
+    kind: Literal["mixture"] = "mixture"
+    sources: tuple[MixtureEntry, ...] = Field(min_length=1)
+    """The sources; a problem that several of them hold belongs to the first."""
+
+
+Source = Annotated[ArithmeticSource | ReasoningGymSource | FileSource | MixtureSource, Field(discriminator="kind")]
 
 
 class FewShotTurn(Section):

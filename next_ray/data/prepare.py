@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,8 +10,10 @@ from next_ray.config import Config
 from next_ray.data.few_shot import with_few_shot, without_shown
 from next_ray.data.sources import load_problems
 from next_ray.data.splits import Splits, split
-from next_ray.data.template import PromptEncoder
+from next_ray.data.stream import Mixture
+from next_ray.data.template import Fit, PromptEncoder
 from next_ray.errors import DataError, ModelError
+from next_ray.types import Prompt
 
 
 def storage_options(config: Config) -> dict[str, str]:
@@ -39,8 +42,9 @@ def load_splits(config: Config) -> tuple[Splits, str]:
         lines.append(str(loaded.report))
     if num_shown:
         lines.append(f"{num_shown} left out because they are shown as examples")
-    splits = split(prompts, held_out, data.gate_prompts, data.test_prompts, seed)
-    lines.append(f"{len(splits.train)} to train on, {len(splits.gate)} for the gate, {len(splits.test)} for the test")
+    splits = replace(split(prompts, held_out, data.gate_prompts, data.test_prompts, seed), mixture=train.mixture)
+    by_source = f" ({splits.mixture.count(splits.train)})" if splits.mixture else ""
+    lines.append(f"{len(splits.train)} to train on{by_source}, {len(splits.gate)} for the gate, {len(splits.test)} for the test")
     return splits, "; ".join(lines)
 
 
@@ -78,6 +82,16 @@ def filter_by_length(splits: Splits, tokenizer: Any, config: Config) -> tuple[Sp
     for name, fit in fits.items():
         if not fit.kept:
             raise DataError(f"No {name} prompt fits data.max_prompt_tokens={limit}; raise it or take shorter problems.")
-    dropped = sum(fit.dropped for fit in fits.values())
     kept = replace(splits, **{name: fit.kept for name, fit in fits.items()})
-    return kept, f"{dropped} prompts longer than {limit} tokens left out" if dropped else ""
+    dropped = [f"{name} {_what_was_dropped(getattr(splits, name), fit, splits.mixture)}" for name, fit in fits.items() if fit.dropped]
+    count = sum(fit.dropped for fit in fits.values())
+    return kept, f"{count} prompts longer than {limit} tokens left out: {', '.join(dropped)}" if count else ""
+
+
+def _what_was_dropped(prompts: Sequence[Prompt], fit: Fit, mixture: Mixture | None) -> str:
+    """How many of a set's prompts were too long, by source where there are several."""
+    if mixture is None:
+        return str(fit.dropped)
+    kept = {prompt.id for prompt in fit.kept}
+    known = [prompt for prompt in prompts if prompt.id not in kept and prompt.id in mixture.source_of]
+    return f"{fit.dropped} ({mixture.count(known)})" if known else str(fit.dropped)

@@ -1,4 +1,4 @@
-"""Problems from arithmetic, reasoning-gym or files, as prompts with reference answers."""
+"""Problems from arithmetic, reasoning-gym, files or a mixture of them, as prompts with reference answers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from next_ray.config import ArithmeticSource, FileSource, ReasoningGymSource
+from next_ray.config import ArithmeticSource, FileSource, MixtureSource, ReasoningGymSource
 from next_ray.data.files import load_file
 from next_ray.data.gym import reasoning_gym
 from next_ray.data.prompts import prompt_text, user_prompt
+from next_ray.data.stream import Mixture
 from next_ray.errors import DataError
 from next_ray.types import Prompt
 
@@ -24,7 +25,8 @@ TEXT_LENGTH = 80
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of a source's rows. `conflicts` counts the duplicates whose answer differs from the one that was kept."""
+    """What became of a source's rows. `conflicts` counts the duplicates whose answer differs from the one that was kept;
+    `parts` are the reports of a mixture's sources."""
 
     origin: str
     rows: int
@@ -32,9 +34,11 @@ class LoadReport:
     duplicates: int
     conflicts: int
     examples: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        line = f"{self.origin}: {self.prompts} prompts from {self.rows} rows"
+        line = "".join(f"{part}; " for part in self.parts)
+        line += f"{self.origin}: {self.prompts} prompts from {self.rows} rows"
         if self.duplicates:
             line += f", {self.duplicates} duplicates dropped"
         if self.conflicts:
@@ -48,10 +52,11 @@ class Loaded:
 
     prompts: list[Prompt]
     report: LoadReport
+    mixture: Mixture | None = None
 
 
 def load_problems(
-    source: ArithmeticSource | ReasoningGymSource | FileSource,
+    source: ArithmeticSource | ReasoningGymSource | FileSource | MixtureSource,
     seed: int,
     verifier: str = "auto",
     storage_options: Mapping[str, Any] | None = None,
@@ -78,13 +83,31 @@ def load_problems(
             if not loaded.prompts:
                 raise DataError(f"{source.path}: the file holds no problem. One JSON object (or parquet row) per problem is expected.")
             return loaded
+        case MixtureSource():
+            return _mixture(source, seed, verifier, storage_options)
+
+
+def _mixture(source: MixtureSource, seed: int, verifier: str, storage_options: Mapping[str, Any] | None) -> Loaded:
+    """Every source's problems, one source after the other; the first source with a text keeps it."""
+    parts = [load_problems(part.source, seed, part.verifier or verifier, storage_options) for part in source.sources]
+    origins = [part.report.origin for part in parts]
+    names = tuple(f"{name} (source {i})" if origins.count(name) > 1 else name for i, name in enumerate(origins, start=1))
+    whole = _distinct("together", (prompt for part in parts for prompt in part.prompts))
+    source_of: dict[str, int] = {}
+    for number, part in enumerate(parts):
+        for prompt in part.prompts:
+            source_of.setdefault(prompt.id, number)
+    mixture = Mixture(names, tuple(part.weight for part in source.sources), source_of)
+    lines = [str(dataclasses.replace(part.report, origin=name)) for part, name in zip(parts, names, strict=True)]
+    report = dataclasses.replace(whole.report, parts=tuple(lines))
+    return Loaded(whole.prompts, report, mixture)
 
 
 def _plain_verifier(verifier: str, automatic: str, origin: str) -> str:
     if verifier == "reasoning-gym":
         raise DataError(
             f"{origin}: reward.verifier=reasoning-gym judges only what reasoning-gym generated in this run, because its scorers "
-            "evaluate the reference entry. Set reward.verifier to auto, exact, number, math, gsm8k or choice (docs/verifiers.md)."
+            "evaluate the reference entry. Set reward.verifier to auto, exact, number or math."
         )
     return automatic if verifier == "auto" else verifier
 

@@ -6,18 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from next_ray.data.prompts import prompt_text, stable_hash
+from next_ray.data.stream import Mixture
 from next_ray.errors import DataError
 from next_ray.types import Prompt
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Disjoint prompts. `overlaps` counts training prompts dropped because the held-out file has them too."""
+    """Disjoint prompts. `overlaps` counts training prompts dropped because the held-out file has them too; `mixture` says whose they are
+    when there are several sources."""
 
     train: list[Prompt]
     gate: list[Prompt]
     test: list[Prompt]
     overlaps: int = 0
+    mixture: Mixture | None = None
 
 
 def split(prompts: Sequence[Prompt], held_out: Sequence[Prompt] | None, gate_prompts: int, test_prompts: int, seed: int) -> Splits:

@@ -26,7 +26,7 @@ def test_long_prompts_are_left_out_and_counted() -> None:
     splits = Splits(prompts("1+1=", "11111+11111="), prompts("2+2="), prompts("3+3="))
     kept, report = filter_by_length(splits, build_tokenizer(), load_config(None, ["data.max_prompt_tokens=6"]))
     assert [p.id for p in kept.train] == ["1+1="]
-    assert report == "1 prompts longer than 6 tokens left out"
+    assert report == "1 prompts longer than 6 tokens left out: train 1"
 
 
 def test_the_embedded_run_has_three_disjoint_sets() -> None:

@@ -6,7 +6,7 @@ import hashlib
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from next_ray.data.prompts import prompt_text, user_prompt
@@ -23,6 +23,7 @@ def texts(some: list[Prompt]) -> list[str]:
     return [prompt_text(prompt.messages) for prompt in some]
 
 
+@settings(deadline=None)
 @given(total=st.integers(3, 60), data=st.data(), seed=st.integers(0, 10))
 def test_split_off_the_training_set(total: int, data: st.DataObject, seed: int) -> None:
     gate = data.draw(st.integers(1, total - 2))

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import asdict
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from next_ray.data.prompts import user_prompt
@@ -23,6 +23,7 @@ def numbers(source: PromptStream, count: int) -> list[int]:
     return [int(prompt.messages[0]["content"]) for prompt in source.next(count)]
 
 
+@settings(deadline=None)
 @given(size=st.integers(1, 30), batches=st.lists(st.integers(0, 100), max_size=8), seed=st.integers(0, 5))
 def test_every_epoch_holds_every_prompt_once(size: int, batches: list[int], seed: int) -> None:
     source = stream(size, seed)
@@ -34,6 +35,7 @@ def test_every_epoch_holds_every_prompt_once(size: int, batches: list[int], seed
     assert source.cursor == Cursor(*divmod(len(drawn), size))
 
 
+@settings(deadline=None)
 @given(size=st.integers(1, 30), before=st.integers(0, 100), after=st.integers(1, 100))
 def test_a_cursor_goes_through_json_and_resumes_exactly(size: int, before: int, after: int) -> None:
     source, resumed = stream(size), stream(size)
