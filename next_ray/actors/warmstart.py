@@ -34,7 +34,7 @@ def train_tiny_with_ray(spec: TinySpec, folder: Path, num_cpus: float = 1.0) -> 
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    with tempfile.TemporaryDirectory(prefix="next_ray-warmstart-") as storage, _sigint_restored():
+    with tempfile.TemporaryDirectory(prefix="next_ray-warmstart-") as storage:
         trainer = TorchTrainer(
             _train_worker,
             train_loop_config=asdict(spec),
@@ -46,14 +46,7 @@ def train_tiny_with_ray(spec: TinySpec, folder: Path, num_cpus: float = 1.0) -> 
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             ),
         )
-        try:
-            with _quiet_logger("ray.train"):
-                result = trainer.fit()
-        except ray.train.WorkerGroupError as error:
-            cause = next(iter(error.worker_failures.values()), error)
-            raise TrainingError(f"The tiny model's supervised warm start failed: {_first_line(cause)}") from error
-        except ray.train.ControllerError as error:
-            raise _not_started(error.controller_failure, num_cpus) from error
+        result = fitted(trainer, "The tiny model's supervised warm start", f"its worker asks for {num_cpus:g} CPU")
     files: Any = result.return_value
     write_files(files, folder)
 
@@ -67,18 +60,36 @@ def _train_worker(config: dict[str, Any]) -> dict[str, bytes]:
         return read_files(Path(scratch))
 
 
-def _not_started(cause: BaseException, num_cpus: float) -> NextRayError:
+def fitted(trainer: Any, what: str, asks: str) -> Any:
+    """`trainer.fit()`, quietly; failures come out as `TrainingError` and `PlacementError`.
+
+    `what` names the job at the start of a sentence, `asks` says what its workers need.
+    """
+    import ray.train
+
+    with _sigint_restored():
+        try:
+            with _quiet_logger("ray.train"):
+                return trainer.fit()
+        except ray.train.WorkerGroupError as error:
+            cause = next(iter(error.worker_failures.values()), error)
+            raise TrainingError(f"{what} failed: {_first_line(cause)}") from error
+        except ray.train.ControllerError as error:
+            raise _not_started(error.controller_failure, what, asks) from error
+
+
+def _not_started(cause: BaseException, what: str, asks: str) -> NextRayError:
     """No room for the worker, or a worker that cannot start (for example because it cannot import this package)."""
     import ray
 
     if type(cause).__name__ != "WorkerGroupStartupTimeoutError":  # private to Ray Train
         return TrainingError(
-            f"The tiny model's warm start could not start its worker: {_first_line(cause)}. "
+            f"{what} could not start its workers: {_first_line(cause)}. "
             "Every node needs next_ray: install it there, or submit the job with --working-dir."
         )
     return PlacementError(
-        f"No place for the tiny model's warm start: its worker asks for {num_cpus:g} CPU, the cluster has "
-        f"{ray.cluster_resources().get('CPU', 0):g} in all, {ray.available_resources().get('CPU', 0):g} free. "
+        f"{what} has no place: {asks}, the cluster has {ray.cluster_resources().get('CPU', 0):g} in all, "
+        f"{ray.available_resources().get('CPU', 0):g} free. "
         "Add nodes, free some, or wait and start again."
     )
 
