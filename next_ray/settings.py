@@ -24,6 +24,9 @@ from next_ray.config import ArithmeticSource, Config
 from next_ray.errors import ConfigError
 from next_ray.yaml_core import Dumper, Loader
 
+EXTENDS = "extends"
+"""Key of a file that names another one, whose settings hold where the file itself says nothing."""
+
 KeyPath = tuple[str, ...]
 Tree = TypeVar("Tree", bound=BaseModel)
 
@@ -35,6 +38,9 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
 
 def load_as(schema: type[Tree], path: str | None, overrides: Sequence[str] = ()) -> Tree:
     """Read `path` (None: the defaults), apply `key.sub=value` overrides (values are YAML) and validate as `schema`.
+
+    A file may begin with `extends: other.yaml` (relative to itself) and say only what differs: sections are merged key by key, lists
+    and sections of another `kind` replaced whole.
 
     Raises `ConfigError`: one paragraph with every problem, its key, value, what was expected and the file's line.
     """
@@ -78,15 +84,54 @@ class _Draft:
 
 
 def _read_file(path: str, draft: _Draft) -> None:
+    """The file's tree, laid over the one of the file that its `extends` names, and so on."""
+    trees: list[dict[str, Any]] = []
+    origins: list[dict[KeyPath, str]] = []
+    chain: list[Path] = []
+    place: Path | None = Path(path)
+    while place is not None:
+        if place.resolve() in [earlier.resolve() for earlier in chain]:
+            raise ConfigError(f"{path}: extends goes round in a circle, {' -> '.join(map(str, [*chain, place]))}. Break it.")
+        text = _text_of(place, by=chain[-1] if chain else None)
+        chain.append(place)
+        draft.origins = {}
+        tree = _parse(text, str(place), draft, as_mapping=True)
+        is_last = EXTENDS not in tree
+        parent = tree.pop(EXTENDS, None)
+        if not is_last and not (isinstance(parent, str) and parent.strip()):
+            where = draft.origin((EXTENDS,))
+            raise ConfigError(f"{EXTENDS}={_show(parent)}{where}: expected the path of one YAML file, beside or relative to this one.")
+        trees.append(tree)
+        origins.append(draft.origins)
+        place = None if is_last else place.parent / Path(parent).expanduser()
+    draft.origins = {}
+    for tree, places in zip(reversed(trees), reversed(origins), strict=True):
+        draft.tree = _merged(draft.tree, tree)
+        draft.origins |= places
+
+
+def _text_of(place: Path, by: Path | None) -> str:
+    extended = f", which {by} extends," if by else ""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        return place.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise ConfigError(
-            f"The configuration file {path} does not exist. Give the path of a YAML file, for example jobs/tiny.yaml."
-        ) from error
+        advice = (
+            "Mend the path; it is relative to the file that extends." if by else "Give the path of a YAML file, for example jobs/tiny.yaml."
+        )
+        raise ConfigError(f"The configuration file {place}{extended} does not exist. {advice}") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The configuration file {path} cannot be read as UTF-8 text ({error}). Give the path of a YAML file.") from error
-    draft.tree = _parse(text, path, draft, as_mapping=True)
+        raise ConfigError(
+            f"The configuration file {place}{extended} cannot be read as UTF-8 text ({error}). Give the path of a YAML file."
+        ) from error
+
+
+def _merged(below: Any, above: Any) -> Any:
+    """`above` laid over `below`: section into section, key by key; anything else, and a section of another kind, takes its place."""
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    if "kind" in above and above["kind"] != below.get("kind", above["kind"]):
+        return above
+    return {**below, **{name: _merged(below.get(name), value) for name, value in above.items()}}
 
 
 def _parse(text: str, place: str, draft: _Draft, *, as_mapping: bool = False, under: KeyPath = ()) -> Any:

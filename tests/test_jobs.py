@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 
 from next_ray.config import Config, FileSource
+from next_ray.config.algorithms import RECIPES
 from next_ray.estimate import batch_sizes, engine_memory, learner_memory, run_schedule
 from next_ray.model_facts import facts_of
 from next_ray.precision import resolve_dtypes
+from next_ray.run import main
 from next_ray.settings import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
+SIZES = ("1.5b", "14b", "3b", "7b")
+COMPARED = ("grpo", "grpo-400", "next-reinforce-pp", "next-rloo", "reinforce-pp", "rl-extra", "rloo")
 PAPER = [path for path in JOBS if path.name.endswith("-next.yaml")]
 
 
@@ -23,7 +27,11 @@ def names(paths: list[Path]) -> list[str]:
 
 def test_the_promised_jobs_are_there() -> None:
     assert {"tiny.yaml", "smollm2-135m.yaml"} <= set(names(JOBS))
-    assert names(PAPER) == [f"qwen2.5-{size}-next.yaml" for size in ("1.5b", "14b", "3b", "7b")]
+    assert names(PAPER) == [f"qwen2.5-{size}-next.yaml" for size in SIZES]
+    assert {f"qwen2.5-{size}-{kind}.yaml" for size in SIZES for kind in COMPARED} == set(names(JOBS)) - set(names(PAPER)) - {
+        "tiny.yaml",
+        "smollm2-135m.yaml",
+    }
 
 
 @pytest.mark.parametrize("path", JOBS, ids=names(JOBS))
@@ -31,7 +39,15 @@ def test_a_job_loads_is_named_after_its_file_and_has_its_jump(path: Path) -> Non
     config = load_config(str(path))
     assert config.run.name == path.stem
     assert facts_of(config.model) is not None
-    assert run_schedule(config).jump_steps
+    assert bool(run_schedule(config).jump_steps) is config.extrapolation.enabled
+
+
+@pytest.mark.parametrize("path", JOBS, ids=names(JOBS))
+def test_a_job_passes_its_dry_run(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main([str(path), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert path.stem in printed and "step" in printed
 
 
 def test_tiny_is_the_default_spelled_out() -> None:
@@ -58,6 +74,25 @@ def test_the_papers_settings_are_the_papers(path: Path) -> None:
     assert batch_sizes(config).optimizer_steps_per_step == 4
     size = path.name.removeprefix("qwen2.5-").removesuffix("-next.yaml").upper()
     assert config.model.name == f"Qwen/Qwen2.5-{size}-Instruct"
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", COMPARED)
+def test_a_comparison_differs_from_next_in_what_it_is_named_after_only(size: str, kind: str) -> None:
+    """Data, batches, sampling, learner and evaluation are those of the NExt run it is compared with."""
+    compared, reference = (load_config(str(ROOT / "jobs" / f"qwen2.5-{size}-{name}.yaml")) for name in (kind, "next"))
+    changed = {name for name in type(reference).model_fields if getattr(compared, name) != getattr(reference, name)}
+    algorithm, plan = compared.algorithm, compared.extrapolation
+    assert changed == {"run"} | ({"algorithm"} if "rloo" in kind or "pp" in kind else set()) | (
+        set() if kind.startswith("next") else {"extrapolation"}
+    )
+    assert compared.run.steps == (400 if kind == "grpo-400" else 250)
+    assert algorithm.name == {"rloo": "rloo", "pp": "reinforce++"}.get(kind.rpartition("-")[2], "grpo")
+    if "algorithm" in changed:
+        assert algorithm.recipe == RECIPES[algorithm.name]
+    assert plan.enabled is (kind.startswith("next") or kind == "rl-extra")
+    if kind == "rl-extra":
+        assert (plan.proposals, plan.gate.kind, plan.gate.fixed) == ((("two-point", 1.5),), "none", "two-point@1.5")
 
 
 @pytest.mark.parametrize("path", PAPER, ids=names(PAPER))

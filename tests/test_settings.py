@@ -174,3 +174,50 @@ def test_methods_of_a_job_may_name_an_alpha_of_their_own() -> None:
 def test_a_method_a_running_job_lacks_is_refused(method: str, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         load_config(None, [f"extrapolation.methods=[{method}]"])
+
+
+def test_a_file_says_only_how_it_differs_from_the_one_it_extends(write, tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "base.yaml").write_text(
+        "run: {name: base, steps: 7}\nlearner: {lora: {rank: 4}, lr: 1e-3}\ndata: {train: {kind: file, path: a.jsonl}}\n"
+        "extrapolation: {methods: [next], alphas: [1.5]}\n"
+    )
+    (tmp_path / "middle.yaml").write_text("extends: deep/base.yaml\nrun: {name: middle}\nlearner: {lora: {alpha: 2}}\n")
+    path = write(
+        "extends: middle.yaml\nrun:\n  name: top\nextrapolation: {alphas: [1, 2, 3]}\ndata: {train: {kind: arithmetic, digits: 1}}\n"
+    )
+    config = load_config(str(path), ["run.seed=3"])
+    assert (config.run.name, config.run.steps, config.run.seed) == ("top", 7, 3)
+    assert (config.learner.lora.rank, config.learner.lora.alpha, config.learner.lr) == (4, 2.0, 1e-3)
+    assert (config.extrapolation.methods, config.extrapolation.alphas) == (("next",), (1.0, 2.0, 3.0))
+    assert config.data.train == ArithmeticSource(digits=1)
+    assert load_config(str(tmp_path / "middle.yaml")).run.name == "middle"
+
+
+def test_what_is_wrong_in_an_extended_file_is_found_there(write, tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("run:\n  stpes: 7\nlearner:\n  lr: fast\n")
+    message = refusal(write("extends: base.yaml\nrun: {name: top, seeed: 1}\n"))
+    assert f"unknown key run.stpes ({tmp_path / 'base.yaml'}, line 2)" in message
+    assert f"unknown key run.seeed ({tmp_path / 'job.yaml'}, line 2)" in message
+    assert f'learner.lr="fast" ({tmp_path / "base.yaml"}, line 4)' in message
+    (tmp_path / "base.yaml").write_text("extends: none.yaml\n")
+    message = refusal(write("extends: base.yaml\n"))
+    assert "none.yaml, which " in message and "base.yaml extends, does not exist" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        ("extends: job.yaml\n", "circle"),
+        ("extends: other.yaml\n", "circle"),
+        ("extends: [a.yaml, b.yaml]\n", "path of one YAML file"),
+        ("extends:\nrun: {steps: 3}\n", "path of one YAML file"),
+        ("extends: ''\n", "path of one YAML file"),
+        ("extends: other.yaml\nextends: other.yaml\n", "there twice"),
+        ("run: {extends: other.yaml}\n", "unknown key run.extends"),
+    ],
+)
+def test_extending_what_cannot_be_extended_is_refused(write, tmp_path: Path, text: str, fragment: str) -> None:
+    other = "run: {steps: 3}\n" if "twice" in fragment else "extends: ./job.yaml\n"
+    (tmp_path / "other.yaml").write_text(other)
+    assert fragment in refusal(write(text))

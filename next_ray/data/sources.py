@@ -107,7 +107,7 @@ def _plain_verifier(verifier: str, automatic: str, origin: str) -> str:
     if verifier == "reasoning-gym":
         raise DataError(
             f"{origin}: reward.verifier=reasoning-gym judges only what reasoning-gym generated in this run, because its scorers "
-            "evaluate the reference entry. Set reward.verifier to auto, exact, number or math."
+            "evaluate the reference entry. Set reward.verifier to auto, exact, number, math, gsm8k or choice (docs/verifiers.md)."
         )
     return automatic if verifier == "auto" else verifier
 
