@@ -34,7 +34,7 @@ def pass_at_k(matrix: Matrix, k: int) -> float:
 
     Not best@k, which looks at particular samples. Raises ValueError when k is not in 1..S.
     """
-    return float(_pass_per_prompt(_checked(matrix), k).mean())
+    return float(pass_per_prompt(matrix, k).mean())
 
 
 def bootstrap(per_prompt: np.ndarray, seed: int) -> Accuracy:
@@ -69,13 +69,15 @@ def evaluation(label: str, matrix: Matrix, temperature: float, seed: int) -> Eva
         num_prompts=num_prompts,
         num_samples=num_samples,
         avg_at_k=bootstrap(values.mean(axis=1), seed),
-        pass_at_k=bootstrap(_pass_per_prompt(values, num_samples), seed),
+        pass_at_k=bootstrap(pass_per_prompt(values, num_samples), seed),
         temperature=temperature,
         correct=tuple(tuple(float(x) for x in row) for row in values),
     )
 
 
-def _pass_per_prompt(values: np.ndarray, k: int) -> np.ndarray:
+def pass_per_prompt(matrix: Matrix, k: int) -> np.ndarray:
+    """pass@k of every prompt, float64 [P]; see `pass_at_k`."""
+    values = _checked(matrix)
     num_samples = values.shape[1]
     if not 1 <= k <= num_samples:
         raise ValueError(f"pass@{k} needs k between 1 and the {num_samples} samples there are")
