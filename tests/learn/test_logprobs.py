@@ -23,6 +23,22 @@ def test_values_and_gradient_equal_log_softmax(monkeypatch, chunk):
     torch.testing.assert_close(logits.grad.double(), reference.grad, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("both", [True, False])
+def test_gradient_of_the_entropy(monkeypatch, both):
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 20)
+    torch.manual_seed(3)
+    logits = (3 * torch.randn(9, 7)).requires_grad_()
+    targets, upstream, temperature = torch.randint(0, 7, (9,)), torch.randn(9), 0.7
+    values, entropies = token_logprobs(logits, targets, temperature)
+    ((entropies * upstream).sum() + (values.sum() if both else 0.0)).backward()
+    reference = logits.detach().double().requires_grad_()
+    full = torch.log_softmax(reference / temperature, -1)
+    picked = full.gather(1, targets[:, None]).sum() if both else 0.0
+    ((-(full.exp() * full).sum(-1) * upstream.double()).sum() + picked).backward()
+    assert logits.grad is not None and reference.grad is not None
+    torch.testing.assert_close(logits.grad.double(), reference.grad, atol=1e-5, rtol=1e-5)
+
+
 def test_bfloat16_logits_are_only_rounded_once():
     torch.manual_seed(1)
     logits = torch.randn(5, 11).bfloat16().requires_grad_()

@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 import torch
 
+from next_ray.config import AlgorithmSection
 from next_ray.config.algorithms import Aggregation
-from next_ray.learn.losses import Denominators, clipped_surrogate, kl_penalty, token_weights
+from next_ray.learn.corrections import correction_weights, num_corrected
+from next_ray.learn.losses import Clips, Denominators, clipped_surrogate, kl_penalty, policy_loss, token_weights
+from next_ray.learn.objective import sums_to_go
 
 
 def surrogate(ratio, advantage, low=0.2, high=0.3):
@@ -43,6 +46,63 @@ def test_gradient_on_policy_is_that_of_reinforce():
 def test_far_ratios_stay_finite():
     result = clipped_surrogate(torch.tensor([500.0, -500.0]), torch.zeros(2), torch.tensor([-1.0, -1.0]), 0.2, 0.2)
     assert torch.isfinite(result.loss).all()
+
+
+def losses(kind, ratios, advantages, lengths, **clips):
+    logprobs = torch.tensor([math.log(r) for r in ratios], dtype=torch.float64, requires_grad=True)
+    clips = Clips(**({"low": 0.2, "high": 0.3} | clips))
+    zeros = torch.zeros(len(ratios), dtype=torch.float64)
+    result = policy_loss(kind, logprobs, zeros, torch.tensor(advantages, dtype=torch.float64), torch.tensor(lengths), clips)
+    result.loss.sum().backward()
+    assert logprobs.grad is not None
+    return result.loss.tolist(), logprobs.grad.tolist(), result.clipped.tolist()
+
+
+def test_dual_clip_by_hand():
+    values, gradients, clipped = losses("clip", (4.0, 2.0, 4.0), (-1.0, -1.0, 1.0), (3,), dual=3.0)
+    assert values == pytest.approx((3.0, 2.0, -1.3))  # bounded by 3, within the bound, bounded by 1 + high
+    assert gradients == pytest.approx((0.0, 2.0, 0.0))
+    assert clipped == [True, False, True]
+
+
+def test_sequence_ratio_is_the_geometric_mean_and_shares_its_gradient():
+    # 1.1 * 1.2 * 0.9 = 1.188 within the clip; the second sequence, 1.5 * 1.4, is beyond it
+    values, gradients, clipped = losses("sequence-clip", (1.1, 1.2, 0.9, 1.5, 1.4), (2.0, 2.0, 2.0, 1.0, 1.0), (3, 0, 2))
+    ratio = 1.188 ** (1 / 3)
+    assert values == pytest.approx((-2 * ratio,) * 3 + (-1.3,) * 2)
+    assert gradients == pytest.approx((-2 * ratio,) * 3 + (0.0,) * 2)
+    assert clipped == [False] * 3 + [True] * 2
+
+
+def test_cispo_weighs_log_probabilities_by_the_clipped_ratio():
+    ratios, advantages = (1.5, 1.1, 0.5), (2.0, -1.0, 1.0)
+    values, gradients, clipped = losses("cispo", ratios, advantages, (3,))
+    weights = (1.3, 1.1, 0.8)
+    expected = [-w * a for w, a in zip(weights, advantages, strict=True)]
+    assert gradients == pytest.approx(expected)  # also where the ratio is clipped
+    assert values == pytest.approx([e * math.log(r) for e, r in zip(expected, ratios, strict=True)])
+    assert clipped == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected", "corrected"),
+    [
+        ({}, None, 0),
+        ({"correction": "token-tis", "correction_cap": 1.5}, [1.2, 0.8, 1.5, 0.4], 1),
+        # mean log ratios: log(1.2 * 0.8) / 2 = -0.02 and log(2 * 0.4) / 2 = -0.11
+        ({"correction": "sequence-mask", "correction_band": 0.05}, [1.0, 1.0, 0.0, 0.0], 2),
+    ],
+)
+def test_corrections_by_hand(fields, expected, corrected):
+    cfg = AlgorithmSection(**fields)
+    learner = torch.tensor([1.2, 0.8, 2.0, 0.4], dtype=torch.float64).log()
+    weights = correction_weights(cfg, learner, torch.zeros(4, dtype=torch.float64), torch.tensor([2, 2]))
+    assert (weights is None) if expected is None else (weights is not None and weights.tolist() == pytest.approx(expected))
+    assert int(num_corrected(cfg, weights)) == corrected
+
+
+def test_sums_to_go():
+    assert sums_to_go(torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([3, 0, 1])).tolist() == [7.0, 6.0, 4.0, 8.0]
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])

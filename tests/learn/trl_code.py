@@ -63,9 +63,7 @@ def importance_ratio(old: Tensor, sampling: Tensor, mask: Tensor, mode: str, cap
     """`mode` as GRPOConfig.vllm_importance_sampling_mode; all [S, L]."""
 
     def wanted(node: ast.stmt) -> bool:
-        return isinstance(node, ast.If) and "per_token_logps_diff = " in ast.unparse(node.body[0]) + ast.unparse(
-            node.body[1:2] or node.body
-        )
+        return isinstance(node, ast.If) and any(ast.unparse(child).startswith("per_token_logps_diff = ") for child in node.body)
 
     run = _statements(grpo_trainer, grpo_trainer.GRPOTrainer, wanted)
     trainer = SimpleNamespace(
