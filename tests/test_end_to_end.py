@@ -115,7 +115,7 @@ def s3() -> Iterator[S3Server]:
 
 
 @pytest.mark.s3
-def test_two_engines_two_learners_on_s3_jump_without_a_gate(shared: Path, s3: S3Server) -> None:
+def test_two_engines_ahead_of_two_learners_on_s3_jump_without_a_gate(shared: Path, s3: S3Server) -> None:
     env = environment(shared, **s3.credentials)
     result = run(
         env,
@@ -124,6 +124,8 @@ def test_two_engines_two_learners_on_s3_jump_without_a_gate(shared: Path, s3: S3
         f"run.output_dir={shared / 'out'}",
         "run.name=s3",
         "rollout.engines=2",
+        "rollout.max_staleness=1",
+        "algorithm.correction=token-tis",
         "learner.ranks=2",
         "learner.zero_stage=2",
         "extrapolation.delta_workers=2",
@@ -132,6 +134,8 @@ def test_two_engines_two_learners_on_s3_jump_without_a_gate(shared: Path, s3: S3
     assert result.returncode == 0, result.stdout + result.stderr
     records = timeless(shared / "out" / "s3" / "metrics.jsonl")
     assert [r["step"] for r in records if r["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
+    assert [r["staleness"] for r in records if r["kind"] == "step"] == [0, 1, 1, 1, 0, 1], "a jump drops what was sampled before it"
+    assert [r["dropped_prompts"] for r in records if r["kind"] == "step"] == [0, 0, 0, 0, 8, 8]
     (jump,) = [r for r in records if r["kind"] == "jump"]
     assert jump["accepted"] == "two-point@1.5"
     labels = [r["label"] for r in records if r["kind"] == "evaluation"]
