@@ -36,11 +36,14 @@ class ReasoningGymSource(Section):
 
 
 class FileSource(Section):
-    """Problems from JSONL, JSON, parquet or CSV files, local or on S3."""
+    """Problems from JSONL, JSON, parquet or CSV files, local, on S3 or on the Hugging Face hub."""
 
     kind: Literal["file"] = "file"
     path: str
-    """File or fsspec URL; the extension decides the format (.jsonl, .json, .parquet, .csv)."""
+    """File, folder or pattern (`shards/*.parquet`), local or as fsspec URL (`s3://`, `hf://datasets/org/name/file`).
+
+    The extension decides the format: .jsonl, .json, .parquet or .csv.
+    """
     prompt_field: str | None = None
     """Field of the prompt; found by itself when unset (prompt, messages, question, problem, input)."""
     answer_field: str | None = None

@@ -1,20 +1,22 @@
-"""Rows of JSONL, JSON, parquet and CSV files, local or on any fsspec file system, as prompts."""
+"""Rows of JSONL, JSON, parquet and CSV files, wherever they are, as prompts."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
 from next_ray.config import FileSource
-from next_ray.data.formats import FormatError, read_row
+from next_ray.data.formats import TOP_FIELDS, FormatError, read_row
+from next_ray.data.places import extension_of, find_files, readable
 from next_ray.data.prompts import make_prompt
 from next_ray.errors import DataError
 from next_ray.types import Prompt
 
-EXTENSIONS = (".jsonl", ".json", ".parquet", ".csv")
+ROWS_AT_ONCE = 1024
+"""Rows of a parquet file that are Python objects at the same time."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,9 @@ class Row:
 
 
 def load_file(source: FileSource, verifier: str, seed: int, storage_options: Mapping[str, Any]) -> Iterator[Prompt]:
-    """Prompts of a file in its order, duplicates included; raises `DataError` naming file and line (row in parquet)."""
-    for row in read_rows(source.path, storage_options):
+    """Prompts of a file, folder or pattern in its order, duplicates included; raises `DataError` naming file and line (or row)."""
+    named = [name for field in (source.prompt_field, source.answer_field) if field for name in (field, field.partition(".")[0])]
+    for row in read_rows(source.path, storage_options, {*TOP_FIELDS, *named}):
         try:
             problem = read_row(row.value, source.prompt_field, source.answer_field, seed)
         except FormatError as error:
@@ -35,29 +38,32 @@ def load_file(source: FileSource, verifier: str, seed: int, storage_options: Map
         yield make_prompt(problem.messages, problem.answer, verifier, problem.metadata)
 
 
-def read_rows(path: str, storage_options: Mapping[str, Any]) -> Iterator[Row]:
-    """The rows of a file as they are; raises `DataError` naming the file, and the line where there is one."""
-    readers = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet, ".csv": _csv}
-    extension = next((known for known in EXTENSIONS if path.lower().endswith(known)), None)
-    if extension is None:
-        raise DataError(f"{path}: the extension decides the format; {', '.join(EXTENSIONS)} are read.")
-    import fsspec
+def read_rows(path: str, storage_options: Mapping[str, Any], columns: Collection[str] | None = None) -> Iterator[Row]:
+    """The rows of a file, or of all files of a folder or pattern, as they are; one batch of them is held at a time.
 
-    try:
-        with fsspec.open(path, "rb", **storage_options) as file:
-            yield from readers[extension](path, file)  # type: ignore[arg-type]
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file. Check data.train.path or data.held_out.path.") from error
-    except PermissionError as error:
-        raise DataError(f"{path}: access denied ({error}). Check the credentials in the environment and the file's permissions.") from error
-    except (OSError, ImportError, ValueError) as error:
-        cause = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path}: cannot be read ({cause}). Check the address, the endpoint and the network.") from error
-    except Exception as error:
-        # botocore's errors (no credentials, endpoint unreachable) share no base class with the standard library's.
-        if not type(error).__module__.startswith("botocore"):
-            raise
-        raise DataError(f"{path}: {error}. Check store.endpoint_url and the AWS credentials in the environment.") from error
+    Args:
+        path: what to read; see `places.find_files`.
+        storage_options: passed to fsspec on S3.
+        columns: the only ones to read of parquet files, whose other columns are then not even fetched; None: all. All are read
+            as well where the file has fewer than two of them, so that a complaint can name what is there.
+
+    Raises:
+        DataError: names the file, and the line where there is one.
+    """
+    with readable(path):
+        files, names = find_files(path, storage_options)
+        for name in names:
+            inside = f"{name.rpartition('/')[2]}, " if len(names) > 1 or not path.endswith(name.rpartition("/")[2]) else ""
+            place = f"{path}, {inside.removesuffix(', ')}" if inside else path
+            with files.open(name, "rb") as file:
+                for row in _rows_of(place, str(extension_of(name)), file, columns):
+                    yield Row(inside + row.place, row.value)
+
+
+def _rows_of(path: str, extension: str, file: IO[bytes], columns: Collection[str] | None) -> Iterator[Row]:
+    if extension == ".parquet":
+        return _parquet(path, file, columns)
+    return {".jsonl": _jsonl, ".json": _json, ".csv": _csv}[extension](path, file)
 
 
 def _jsonl(path: str, file: IO[bytes]) -> Iterator[Row]:
@@ -119,15 +125,19 @@ def _csv(path: str, file: IO[bytes]) -> Iterator[Row]:
         raise DataError(f"{path}, line {reader.line_num}: not valid CSV ({error}). Check the quotes.") from error
 
 
-def _parquet(path: str, file: IO[bytes]) -> Iterator[Row]:
+def _parquet(path: str, file: IO[bytes], columns: Collection[str] | None) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         number = 0
-        for batch in pq.ParquetFile(file).iter_batches():
-            for entry in batch.to_pylist():
-                number += 1
-                yield Row(f"row {number}", entry)
+        table = pq.ParquetFile(file)
+        wanted = [name for name in table.schema_arrow.names if columns is None or name in columns]
+        # One row group at a time: asked for all of them, the reader fetches the whole file before the first row.
+        for group in range(table.num_row_groups):
+            for batch in table.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=wanted if len(wanted) > 1 else None):
+                for entry in batch.to_pylist():
+                    number += 1
+                    yield Row(f"row {number}", entry)
     except pa.ArrowInvalid as error:
         raise DataError(f"{path}: not a readable parquet file ({error}). Write it again, or convert it to JSONL.") from error

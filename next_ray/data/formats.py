@@ -31,6 +31,10 @@ KEPT_FIELDS = {
 """Fields that go with a prompt, and what they are called there."""
 OPTION_FIELDS = ("options", "choices")
 WORKED_FIELDS = ("solution", "Solution", "answer", "Answer")
+TOP_FIELDS = frozenset(
+    name.partition(".")[0] for name in (*PROMPT_FIELDS, *ANSWER_FIELDS, *INCORRECT_FIELDS, *KEPT_FIELDS, *OPTION_FIELDS, "answer_index")
+)
+"""All that `read_row` looks at when no field is named."""
 PADDING = "N/A"
 """MMLU-Pro fills questions of fewer options with it."""
 ROLES = ("system", "user", "assistant")
