@@ -1,0 +1,175 @@
+"""What `python -m next_ray.evaluate` does: open models and problems, sample and judge what is missing, show and write the result."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from next_ray.commands.ending import ended
+from next_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from next_ray.commands.problems import ProblemSet
+    from next_ray.commands.sampling import Decoding
+
+RESULT_FILE, SAMPLES_FILE = "results.json", "samples.jsonl"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse and evaluate; returns the exit code."""
+    return ended(lambda: _run(argv), "finished blocks are kept; the same command goes on")
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    arguments = _parser().parse_args(argv)
+    _check_numbers(arguments)
+    from next_ray.commands.problems import load_set, parse_sets
+
+    named = parse_sets(arguments.data, arguments.verifier, arguments.template)
+    sets = [load_set(benchmark, path, arguments.seed, arguments.limit) for benchmark, path in named]
+    decoding = _decoding(arguments)
+    from next_ray.commands.contestants import open_contestants
+    from next_ray.commands.kept import KeptResults
+    from next_ray.commands.progress import say, shown
+    from next_ray.commands.sampling import fitting, read_all, sample_all
+    from next_ray.commands.scores import document, show
+
+    with shown() as progress:
+        progress("reading models", 0, None)
+        contestants = open_contestants(arguments.models, arguments.endpoint_url)
+        steps = _steps(arguments.steps, [contestant.step for contestant in contestants])
+        sets, notes = fitting(sets, contestants, decoding)
+        identities = {contestant.label: contestant.identity for contestant in contestants}
+        kept = KeptResults(arguments.output, {"models": identities, **_settings(sets, decoding)})
+        sample_all(contestants, sets, decoding, kept, progress)
+    rows = {one.label: {problems.benchmark.name: read_all(one, problems, kept) for problems in sets} for one in contestants}
+    result = document(sets, rows, tuple(sorted(set(arguments.k))), dict(zip(identities, steps, strict=True)), arguments.seed)
+    reports = [*(problems.report for problems in sets), *notes]
+    result = {"decoding": _stated(decoding), "notes": reports, **result}
+    lines = (
+        json.dumps({"model": label, "set": name, **row}) + "\n"
+        for label, by_set in rows.items()
+        for name, found in by_set.items()
+        for row in found
+    )
+    kept.write(SAMPLES_FILE, "".join(lines))
+    kept.write(RESULT_FILE, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    for note in reports:
+        say(note)
+    show(result)
+    say(f"numbers in {arguments.output / RESULT_FILE}, samples in {arguments.output / SAMPLES_FILE}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    from next_ray.evaluate.benchmarks import BENCHMARKS
+
+    parser = argparse.ArgumentParser(
+        prog="python -m next_ray.evaluate",
+        description="Measure models on problem sets with the engine, the wording and the verifiers of training.",
+    )
+    add = parser.add_argument
+    add(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="a model folder, a hub id, tiny, BASE+ADAPTER_FOLDER, an adapter folder that names its base, or a run of our store (RUN or "
+        "RUN@CHECKPOINT)",
+    )
+    add(
+        "--data",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="NAME[=PATH]",
+        help=f"problem sets: {', '.join(BENCHMARKS)}, from the hub or from a file, or any name with a file of your own",
+    )
+    add("--output", type=Path, required=True, metavar="DIR", help="results, samples and what a rerun goes on from")
+    add("--samples", type=int, default=8, metavar="N", help="completions of a prompt (default 8)")
+    add("--temperature", type=float, default=1.0, metavar="T", help="sampling temperature (default 1)")
+    add("--top-p", type=float, default=1.0, metavar="P", help="nucleus sampling (default 1: all)")
+    add("--max-tokens", type=int, default=4096, metavar="N", help="completions are cut at this many tokens (default 4096)")
+    add("--max-prompt-tokens", type=int, default=1024, metavar="N", help="longer prompts are left out, and counted (default 1024)")
+    add("--k", type=int, nargs="+", default=[1, 8], metavar="K", help="pass@k and maj@k of these k (default 1 8)")
+    add("--steps", type=int, nargs="+", metavar="STEPS", help="RL steps of each model, 0 for a base (default: what checkpoints say)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of samples, option order and intervals (default 0)")
+    add("--limit", type=int, metavar="N", help="only the first N problems of every set")
+    add("--verifier", nargs="+", action="extend", default=[], metavar="NAME=KIND", help="judge a set otherwise (docs/verifiers.md)")
+    add("--template", metavar="TEXT", help="text of the user message of every set; {prompt} is the problem (default: the set's own)")
+    add("--system-prompt", metavar="TEXT", help="system message (default: the chat template's own)")
+    add("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="number format of the engine's weights")
+    add("--threads", type=int, default=1, metavar="N", help="CPU threads of the engine (CPU only)")
+    add("--kv-cache-gib", type=float, default=0.5, metavar="GIB", help="key-value cache on CPU (default 0.5)")
+    add("--endpoint-url", metavar="URL", help="S3 server other than AWS, for runs of a store")
+    return parser
+
+
+def _check_numbers(arguments: argparse.Namespace) -> None:
+    for name in ("samples", "max_tokens", "max_prompt_tokens", "threads", "limit"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+    if not (math.isfinite(arguments.temperature) and arguments.temperature >= 0):
+        raise ConfigError(f"--temperature must be at least 0, got {arguments.temperature}.")
+    if arguments.temperature == 0 and arguments.samples > 1:
+        raise ConfigError("--temperature 0 gives the same completion every time. Add --samples 1 --k 1.")
+    if not 0 < arguments.top_p <= 1:
+        raise ConfigError(f"--top-p must be above 0 and at most 1, got {arguments.top_p}.")
+    if not (math.isfinite(arguments.kv_cache_gib) and arguments.kv_cache_gib > 0):
+        raise ConfigError(f"--kv-cache-gib must be above 0, got {arguments.kv_cache_gib}.")
+    if wrong := [k for k in arguments.k if not 1 <= k <= arguments.samples]:
+        raise ConfigError(f"--k {wrong[0]} needs at least as many samples; there are {arguments.samples} (--samples).")
+    if arguments.seed < 0:
+        raise ConfigError(f"--seed must be at least 0, got {arguments.seed}.")
+    if arguments.steps is not None and len(arguments.steps) != len(arguments.models):
+        raise ConfigError(f"--steps has {len(arguments.steps)} numbers for {len(arguments.models)} models. Give one for each.")
+
+
+def _decoding(arguments: argparse.Namespace) -> Decoding:
+    from next_ray.commands.sampling import Decoding
+    from next_ray.config import DataSection, RewardSection, RolloutSection
+    from next_ray.types import Sampling
+
+    for text in arguments.verifier:
+        try:
+            RewardSection(verifier=text.partition("=")[2])
+        except ValueError as error:
+            raise ConfigError(f"--verifier {text}: {str(error).splitlines()[2].strip()}") from None
+    return Decoding(
+        sampling=Sampling(arguments.temperature, arguments.top_p, arguments.max_tokens),
+        num_samples=arguments.samples,
+        seed=arguments.seed,
+        data=DataSection(system_prompt=arguments.system_prompt, max_prompt_tokens=arguments.max_prompt_tokens),
+        rollout=RolloutSection(threads=arguments.threads, dtype=arguments.dtype, kv_cache_gib=arguments.kv_cache_gib),
+    )
+
+
+def _steps(given: Sequence[int] | None, known: Sequence[int | None]) -> list[int | None]:
+    return list(known) if given is None else [*given]
+
+
+def _settings(sets: Sequence[ProblemSet], decoding: Decoding) -> dict[str, Any]:
+    """Whatever a kept block depends on."""
+    from next_ray.data.prompts import stable_hash
+
+    problems = {}
+    for one in sets:
+        text = json.dumps([[list(map(dict, p.messages)), p.answer, p.verifier] for p in one.prompts])
+        problems[one.benchmark.name] = {"prompts": len(one.prompts), "sha256": stable_hash(text)}
+    return {"sets": problems, "dtype": decoding.rollout.dtype, **_stated(decoding)}
+
+
+def _stated(decoding: Decoding) -> dict[str, Any]:
+    sampling = decoding.sampling
+    return {
+        "samples": decoding.num_samples,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_tokens,
+        "max_prompt_tokens": decoding.data.max_prompt_tokens,
+        "system_prompt": decoding.data.system_prompt,
+        "seed": decoding.seed,
+    }
