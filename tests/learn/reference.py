@@ -41,10 +41,14 @@ class ReferenceLearner:
         return {module: (weight(module, "A"), weight(module, "B")) for module in adapter}
 
     def logprobs(self, group: Group, sample: int) -> torch.Tensor:
+        return self.logprobs_and_entropy(group, sample)[0]
+
+    def logprobs_and_entropy(self, group: Group, sample: int) -> tuple[torch.Tensor, torch.Tensor]:
         completion = group.completions[sample].token_ids.astype(np.int64)
         ids = torch.from_numpy(np.concatenate([group.prompt_token_ids.astype(np.int64), completion]))[None]
         logits = self.model(input_ids=ids).logits[0, len(group.prompt_token_ids) - 1 : -1] / self.spec.temperature
-        return torch.log_softmax(logits.float(), -1)[torch.arange(len(completion)), torch.from_numpy(completion)]
+        full = torch.log_softmax(logits.float(), -1)
+        return full[torch.arange(len(completion)), torch.from_numpy(completion)], -(full.exp() * full).sum(-1)
 
     def update(self, plan: UpdatePlan, shards: list[list[Group]]) -> None:
         """All mini batches of a plan made without dropping; only the plan's memberships and counts are used."""
@@ -71,10 +75,15 @@ class ReferenceLearner:
                 losses.append(token_loss)
             means = [x.mean() for x in losses]
             loss = torch.cat(losses).mean() if algorithm.recipe.aggregation == "token-mean" else torch.stack(means).mean()
-            self.adam.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.spec.learner.max_grad_norm)
-            self.adam.step()
+            self.step(loss)
+
+    def step(self, loss: torch.Tensor) -> float:
+        """One optimizer step; the gradient's norm before clipping."""
+        self.adam.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.spec.learner.max_grad_norm)
+        self.adam.step()
+        return float(norm)
 
 
 def _samples(mini):
