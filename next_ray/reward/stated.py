@@ -15,7 +15,9 @@ MARK = "####"
 MAX_CHARS = 200
 """Longer statements are no number and no letter."""
 
-NUMBER = re.compile(r"\\?\$?\s*([+-]?)((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+))(?:\.([0-9]*))?\s*\\?%?")
+NUMBER = re.compile(r"\\?\$?\s*([+-]?)((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+))(?:\.([0-9]+))?\s*\\?%?")
+MAX_NUMBER_CHARS = 2000
+DECIMAL_COMMA = re.compile(r"(?<![0-9])0[0-9]*(?:,|\{,\})")
 WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 LETTER = re.compile(r"\(?\s*([A-Za-z])\s*[).:]?")
 STATEMENT = re.compile(r"\bthe[ \t]+(?:final[ \t]+|correct[ \t]+|right[ \t]+|best[ \t]+)?answer[ \t]+is\b(?!['’])[ \t]*:?", re.IGNORECASE)  # noqa: RUF001
@@ -41,7 +43,7 @@ def judge_gsm8k(completion: str, answer: str) -> float:
 
 def _number(text: str) -> str | None:
     """The number as canonical text, so that any number of digits can be compared; None when it isn't one number alone."""
-    if len(text) > 2000:
+    if len(text) > MAX_NUMBER_CHARS or DECIMAL_COMMA.search(text):
         return None
     found = NUMBER.fullmatch(clean(text.strip().strip(EDGES.replace("$", ""))).strip(EDGES))
     if found is None:
@@ -67,6 +69,8 @@ def stated_letter(completion: str) -> str | None:
     if "\\boxed" in completion:
         return _letter(last_boxed(completion) or "")
     for line in reversed(completion.splitlines()):
+        if "answer" not in line.lower():
+            continue
         found = ANSWER_LINE.match(line)
         if found:
             return _letter(found[1])
