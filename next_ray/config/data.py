@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from next_ray.config.rewards import check_verifier
 from next_ray.config.section import Section
 
 
@@ -62,6 +63,11 @@ class MixtureEntry(Section):
     """Its share of the prompts trained on, in proportion to the other weights."""
     verifier: str | None = None
     """How its answers are judged, named as in reward.verifier; null: as reward.verifier says."""
+
+    @field_validator("verifier")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        return name if name is None else check_verifier(name)
 
 
 class MixtureSource(Section):

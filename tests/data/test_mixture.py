@@ -152,6 +152,7 @@ def test_two_sources_of_a_kind_have_names_of_their_own(tmp_path: Path) -> None:
             r"data\.train\.sources\[1\]\.wieght.*did you mean data\.train\.sources\.weight",
         ),
         ([{"source": {"kind": "arithmetic"}, "weight": 0}], r"data\.train\.sources\[0\]\.weight=0 .*greater than 0"),
+        ([{"source": {"kind": "arithmetic"}, "verifier": "mth"}], r"there is no verifier 'mth'"),
         ([{"source": {"kind": "mixture", "sources": []}}], r"data\.train\.sources\[0\]\.source\.kind='mixture'.*'arithmetic'"),
     ],
 )
