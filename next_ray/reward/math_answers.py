@@ -18,7 +18,7 @@ MAX_ANSWER_CHARS = 2000
 ANSWER_LINE = re.compile(r"[ \t*_#>`-]*(?:the[ \t]+)?(?:final[ \t]+)?answer[ \t*_]*:(.*)", re.IGNORECASE | re.DOTALL)
 TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|operatorname)\s*\{([^{}]*)\}")
 SPACING = re.compile(r"\\[,!;: ]|~")
-THOUSANDS = re.compile(r"(?<![\d.,])([+-]?\d{1,3}(?:(?:,|\{,\})\d{3})+)(?![\d,])")
+THOUSANDS = re.compile(r"(?<![\d.,])([+-]?[1-9]\d{0,2}(?:(?:,|\{,\})\d{3})+)(?![\d,])")
 INTEGER = re.compile(r"[+-]?[0-9]+")
 NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)")
 WORDS = re.compile(r"[A-Za-z][A-Za-z' -]{3,}")
@@ -48,8 +48,9 @@ def judge_math(completion: str, answer: str) -> float:
         return 0.0  # sympy would read a word as the product of its letters, and any anagram as equal
     if NUMBER.fullmatch(reference):
         given = LAST_EQUALITY.split(given)[-1].strip()
-        if _restates(given, whole=bool(INTEGER.fullmatch(reference))):
-            return 0.0
+        whole = bool(INTEGER.fullmatch(reference))
+        if "_" in given or (whole and "," in given) or _restates(given, whole):
+            return 0.0  # subscripts are read over, and a list of equal guesses as one
     return float(_equal(reference, given))
 
 

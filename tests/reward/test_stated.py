@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from next_ray.reward.math_answers import judge_math
 from next_ray.reward.verifiers import verify
 
 RIGHT_LETTER = [
@@ -156,3 +157,13 @@ def test_regex() -> None:
     assert verify(r"regex:Answer: \d+", "Answer: 12", "", {}) == 1.0
     assert verify(r"regex:Answer: \d+", "Answer: 12.", "", {}) == 0.0
     assert verify(r"regex:(?s).*:end", "a\nb:end", "", {}) == 1.0
+
+
+@pytest.mark.parametrize("given", ["7_0", "7,7", "0,007", "7, 8", "7_{1}"])
+def test_an_integer_is_not_read_from_a_subscript_a_list_or_leading_zeros(given):
+    assert judge_math(rf"\boxed{{{given}}}", "7") == 0.0
+
+
+@pytest.mark.parametrize(("given", "reference"), [("1,234", "1234"), ("12{,}345", "12345"), ("-1,000", "-1000"), ("7", "7")])
+def test_thousands_are_still_read(given, reference):
+    assert judge_math(rf"\boxed{{{given}}}", reference) == 1.0
