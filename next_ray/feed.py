@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from next_ray.clock import Clock
 from next_ray.config import Config
 from next_ray.data.stream import Cursor, PromptStream
+from next_ray.learn.resampling import num_equal, pick_groups
 from next_ray.ports import Stages
 from next_ray.progress import Progress
 from next_ray.serving import Serving
@@ -19,12 +20,16 @@ from next_ray.types import Prompt, Scores, Shard
 
 @dataclass(frozen=True)
 class Batch:
-    """Scored completions of one RL step; `cursor` is where the data stream goes on behind it."""
+    """Scored completions of one RL step; `cursor` is where the data stream goes on behind it.
+
+    `drawn` are the rewards of all groups that were sampled for it, those that dynamic sampling replaced included.
+    """
 
     shards: Sequence[Shard]
     scores: Scores
     version: int
     cursor: Cursor
+    drawn: Sequence[Sequence[float]]
 
 
 @dataclass
@@ -69,18 +74,39 @@ class Feed:
         await asyncio.gather(*ahead, return_exceptions=True)
         self.stream.restore(Cursor(**self.progress.cursor))
 
+    def metrics(self, batch: Batch) -> dict[str, float]:
+        """What is logged of a batch before its update, where batches are sampled ahead or groups drawn again."""
+        found: dict[str, float] = {}
+        if self.config.rollout.max_staleness:
+            found |= {"staleness": float(self.progress.version - batch.version), "dropped_prompts": float(self.dropped)}
+        if self.config.algorithm.dynamic_sampling:
+            flat = [reward for group in batch.drawn for reward in group]
+            found |= {"drawn_groups": float(len(batch.drawn)), "drawn_reward_mean": sum(flat) / len(flat)}
+        return found
+
     def _begin(self, step: int) -> None:
         prompts = self.stream.next(self.config.rollout.prompts_per_step)
         self._ahead.append(asyncio.create_task(self._sample(prompts, step, self.progress.version, self.stream.cursor)))
 
     async def _sample(self, prompts: Sequence[Prompt], step: int, version: int, cursor: Cursor) -> Batch:
+        rounds = [await self._scored(prompts, step, version, "train")]
+        for i in range(self.config.algorithm.dynamic_sampling):
+            missing = len(prompts) - sum(len(found.rewards) - num_equal(found.rewards) for _, found in rounds)
+            if missing <= 0:
+                break
+            rounds.append(await self._scored(self.stream.next(missing), step, version, f"train-again-{i}"))
+            cursor = self.stream.cursor
+        shards, scores = rounds[0] if len(rounds) == 1 else pick_groups(rounds, len(prompts))
+        drawn = [group for _, found in rounds for group in found.rewards]
+        return Batch(shards, scores, version, cursor, drawn)
+
+    async def _scored(self, prompts: Sequence[Prompt], step: int, version: int, purpose: str) -> tuple[list[Shard], Scores]:
         rollout = self.config.rollout
-        requests = self.serving.requests(prompts, version, rollout.samples_per_prompt, "train", step)
+        requests = self.serving.requests(prompts, version, rollout.samples_per_prompt, purpose, step)
         with self._working("rollout"):
             shards = await self.stages.rollout.generate(requests, self.serving.sampling(rollout.temperature))
         with self._working("reward"):
-            scores = await self.stages.rewards.score(shards, self.config.report.samples)
-        return Batch(shards, scores, version, cursor)
+            return shards, await self.stages.rewards.score(shards, self.config.report.samples)
 
     def _waiting(self) -> AbstractContextManager[None]:
         """What is on the critical path when batches are sampled ahead: the wait for one."""

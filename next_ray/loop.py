@@ -91,7 +91,7 @@ class TrainingLoop:
             )
         with clock.phase("update"):
             result = await stages.learner.update(plan)
-        ahead = {"staleness": float(progress.version - batch.version), "dropped_prompts": float(self.feed.dropped)}
+        of_feed = self.feed.metrics(batch)
         progress.step, progress.version, self.serving.current = progress.step + 1, progress.version + 1, result.adapter
         progress.updates += int(result.metrics.get("optimizer_steps", 0))
         progress.cursor = asdict(batch.cursor)
@@ -99,8 +99,7 @@ class TrainingLoop:
             await self.serving.serve()
         times = clock.take()
         times["total"] = time.perf_counter() - started
-        metrics = {**result.metrics, **(ahead if config.rollout.max_staleness else {})}
-        self.report.step(_step_record(progress.step, progress.version, batch.shards, batch.scores, times, metrics))
+        self.report.step(_step_record(progress.step, progress.version, batch.shards, batch.scores, times, {**result.metrics, **of_feed}))
 
     async def checkpoint(self) -> None:
         """Snapshot the learner; storing it and observing the delta go on in the background."""

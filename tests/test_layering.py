@@ -50,6 +50,7 @@ PURE = {
     "learn.meter",
     "learn.objective",
     "learn.packing",
+    "learn.resampling",
     "learn.schedule",
     "model_facts",
     "precision",

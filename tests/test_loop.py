@@ -272,3 +272,26 @@ def test_a_failure_while_batches_are_ahead_ends_the_run_and_leaves_no_task() -> 
 def test_sampling_ahead_and_determinism_exclude_each_other() -> None:
     with pytest.raises(ValueError, match="max_staleness"):
         Config.model_validate({"rollout": {"max_staleness": 1}, "run": {"deterministic": True}})
+
+
+def test_groups_of_equal_rewards_are_drawn_again_and_the_cursor_counts_all_that_was_drawn() -> None:
+    def world(rounds: int) -> World:
+        cfg = config(steps=6, enabled=False)
+        algorithm = cfg.algorithm.model_copy(update={"dynamic_sampling": rounds})
+        return World(cfg.model_copy(update={"algorithm": algorithm}))
+
+    plain, drawing = world(0), world(5)
+    run(plain.loop())
+    run(drawing.loop())
+    equal = [record.metrics["equal_reward_groups"] for record in plain.report.steps]
+    assert sum(equal) > 0, "the fakes must give groups without a signal"
+    assert [record.metrics["equal_reward_groups"] for record in drawing.report.steps] == [0.0] * 6
+    drawn = [record.metrics["drawn_groups"] for record in drawing.report.steps]
+    assert min(drawn) >= 8 < max(drawn)
+    cursor = drawing.archive.committed[-1][0].metadata["cursor"]
+    assert cursor["epoch"] * 21 + cursor["offset"] == sum(drawn)
+    first = drawing.archive.committed[0]
+    expected = [record.reward_mean for record in drawing.report.steps][first[0].step :]
+    run(drawing.loop(first))
+    assert [record.reward_mean for record in drawing.report.steps] == expected, "a resumed run draws the same"
+    assert "drawn_groups" not in plain.report.steps[0].metrics

@@ -87,6 +87,8 @@ class AlgorithmSection(Section):
     """What a completion of the full length loses, in units of reward."""
     overlong_filter: bool = False
     """Leave completions that were cut at rollout.max_response_tokens out of the loss and its denominators."""
+    dynamic_sampling: int = Field(default=0, ge=0, le=64)
+    """Rounds in which groups of equal rewards are replaced by groups of further prompts, as in DAPO; 0: such groups stay and only count."""
     correction: Literal["none", "token-tis", "sequence-mask"] = "none"
     """For engines whose log-probabilities differ from the learner's: weigh tokens by the ratio, or leave sequences out."""
     correction_cap: float = Field(default=2.0, gt=0)

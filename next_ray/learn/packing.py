@@ -85,7 +85,7 @@ def _items(shards: Sequence[Shard], advantages: Sequence[Sequence[float | None]]
                 versions.require(version, f"completion {i} of group {g} in shard {s}")
             groups.append(
                 [
-                    _Item(SampleIndex(s, g, i), size.prompt_tokens + tokens, tokens, float(value))
+                    _Item(SampleIndex(s, shard.places[g], i), size.prompt_tokens + tokens, tokens, float(value))
                     for i, (tokens, value) in enumerate(zip(size.completion_tokens, values, strict=True))
                     if value is not None
                 ]

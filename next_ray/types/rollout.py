@@ -82,10 +82,19 @@ class GroupSize:
 
 @dataclass(frozen=True)
 class Shard:
-    """What one engine made of its part of a batch: a reference to the groups and their sizes, in request order."""
+    """What one engine made of its part of a batch: a reference to the groups, and the sizes of those that count, in request order.
+
+    `chosen` are the places of these groups in the list that `groups` refers to, ascending; None: all of them.
+    """
 
     groups: Ref[list[Group]]
     sizes: tuple[GroupSize, ...]
+    chosen: tuple[int, ...] | None = None
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Where the groups of `sizes` are in the referenced list."""
+        return tuple(range(len(self.sizes))) if self.chosen is None else self.chosen
 
 
 class Verdict(StrEnum):
