@@ -62,16 +62,19 @@ def _sigterm_as_ctrl_c(terminated: list[int]) -> Iterator[None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         terminated.append(number)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: deaf to Ctrl-C, but not to this
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)
 
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield
         return
-    before = signal.signal(signal.SIGTERM, handle)
+    interrupt, before = signal.getsignal(signal.SIGINT), signal.signal(signal.SIGTERM, handle)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, interrupt)
 
 
 def _without_readers() -> int:

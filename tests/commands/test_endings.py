@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -69,6 +70,37 @@ def test_sigterm_ends_like_ctrl_c_and_handlers_come_back(capsys: pytest.CaptureF
     assert ended(work, "all is lost") == 143
     assert cleaned == ["yes"] and capsys.readouterr().err == "\nterminated; all is lost\n"
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+@pytest.mark.parametrize("in_asyncio", [False, True])
+def test_sigterm_ends_a_shells_background_job_too(in_asyncio: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """Shells without job control start such jobs with SIGINT ignored."""
+    cleaned: list[str] = []
+
+    async def job() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)  # ignored
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(10)
+        finally:
+            cleaned.append("yes")
+
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            cleaned.append("yes")
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert ended((lambda: asyncio.run(job())) if in_asyncio else work, "all is lost") == 143
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert cleaned == ["yes"]
+    assert capsys.readouterr().err == "\nterminated; all is lost\n"
 
 
 @pytest.mark.parametrize("module", ["inspect", "extrapolate"])
