@@ -153,8 +153,11 @@ def test_limits_are_set_and_credentials_stay_outside(monkeypatch: pytest.MonkeyP
 
 def test_a_process_retires_after_its_cpu_time_without_cost() -> None:
     with new_pool(cpu_s=1, wall_clock_s=60.0) as pool:
-        judged = pool.score([(rf"\boxed{{x^{n}+1}}", maths(f"1+x^{n}")) for n in range(2, 6)])
-        assert {(j.reward, j.verdict) for j in judged} == {(1.0, Verdict.OK)}
+        for first in range(2, 402, 4):  # as many batches as a fast machine needs to use up the second
+            judged = pool.score([(rf"\boxed{{x^{n}+1}}", maths(f"1+x^{n}")) for n in range(first, first + 4)])
+            assert {(j.reward, j.verdict) for j in judged} == {(1.0, Verdict.OK)}
+            if pool.counters["retired"]:
+                break
         assert pool.counters["retired"] >= 1 and pool.counters["retired"] == pool.counters["replaced"]
 
 
