@@ -18,6 +18,7 @@ from next_ray.feed import Feed
 from next_ray.jump import Extrapolation
 from next_ray.learn.advantages import batch_advantages
 from next_ray.learn.packing import Versions, plan_update
+from next_ray.learn.resampling import num_equal
 from next_ray.ports import Reporter, Stages
 from next_ray.progress import Progress, Schedule
 from next_ray.serving import Serving
@@ -186,11 +187,10 @@ def _step_record(
     sizes = [size for shard in shards for size in shard.sizes]
     lengths = [n for size in sizes for n in size.completion_tokens]
     cut = [t for size in sizes for t in size.truncated]
-    solved = sum(len(set(group)) == 1 for group in scores.rewards)
     own = {
         "completion_tokens_mean": sum(lengths) / len(lengths),
         "truncated_fraction": sum(cut) / len(cut),
-        "equal_reward_groups": solved / len(scores.rewards),
+        "equal_reward_groups": num_equal(scores.rewards) / len(scores.rewards),
         **{f"verdict_{name}": float(count) for name, count in scores.verdicts.items()},
     }
     tokens = sum(lengths) + sum(size.prompt_tokens * len(size.completion_tokens) for size in sizes)

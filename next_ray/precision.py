@@ -21,12 +21,17 @@ def cpu_multiplies_bfloat16(cpuinfo: str | None = None) -> bool:
     )
 
 
+def native_dtype(device: str) -> Literal["bfloat16", "float32"]:
+    """bfloat16 where `device` ("cpu" or "gpu") multiplies it, else float32: what `auto` means."""
+    return "bfloat16" if device == "gpu" or cpu_multiplies_bfloat16() else "float32"
+
+
 def resolve_dtypes(config: Config, device: str) -> Config:
-    """`auto` in rollout.dtype and learner.dtype becomes bfloat16 where `device` ("cpu" or "gpu") multiplies it, else float32.
+    """`auto` in rollout.dtype and learner.dtype becomes the `native_dtype` of `device`.
 
     On a CPU cluster the driver's machine speaks for all: float32 runs everywhere.
     """
-    chosen: Literal["bfloat16", "float32"] = "bfloat16" if device == "gpu" or cpu_multiplies_bfloat16() else "float32"
+    chosen = native_dtype(device)
     rollout, learner = config.rollout, config.learner
     if rollout.dtype == "auto":
         rollout = rollout.model_copy(update={"dtype": chosen})

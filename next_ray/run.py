@@ -13,8 +13,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from next_ray.commands.ending import ended
+from next_ray.commands.words import job_and_overrides
 from next_ray.config import Config
-from next_ray.errors import ConfigError, LeaseError, StoreError, TrainingError
+from next_ray.errors import LeaseError, StoreError, TrainingError
 from next_ray.model_facts import facts_of
 from next_ray.models.folder import cache_root
 from next_ray.models.resolve import PreparedModel, prepare_model
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_intermixed_args(argv)
-    config = load_config(*_job_and_overrides(arguments.job))
+    config = load_config(*job_and_overrides(arguments.job))
     if arguments.baseline:
         config = as_baseline(config)
     if arguments.dry_run:
@@ -58,14 +59,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="print configuration, batch sizes, placement and memory; start nothing")
     parser.add_argument("--baseline", action="store_true", help="the same budget without extrapolation, as run NAME-baseline")
     return parser
-
-
-def _job_and_overrides(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The YAML file is the one word without `=`."""
-    files = [word for word in words if "=" not in word]
-    if len(files) > 1:
-        raise ConfigError(f"One job file at a time, got {', '.join(files)}. Overrides are written key=value, without spaces.")
-    return (files[0] if files else None), [word for word in words if "=" in word]
 
 
 def as_baseline(config: Config) -> Config:

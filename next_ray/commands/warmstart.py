@@ -8,11 +8,12 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from next_ray.commands.ending import ended
+from next_ray.commands.words import job_and_overrides
 from next_ray.config.warmstart import WarmstartConfig
 from next_ray.errors import ConfigError
 from next_ray.settings import load_as
@@ -39,10 +40,7 @@ def _run(argv: Sequence[str] | None) -> None:
     )
     parser.add_argument("job", nargs="*", metavar="JOB.yaml | key=value", help="a YAML file and settings that override it")
     words = parser.parse_intermixed_args(argv).job
-    files = [word for word in words if "=" not in word]
-    if len(files) > 1:
-        raise ConfigError(f"One job file at a time, got {', '.join(files)}. Overrides are written key=value, without spaces.")
-    warm_start(load_as(WarmstartConfig, files[0] if files else None, [word for word in words if "=" in word]))
+    warm_start(load_as(WarmstartConfig, *job_and_overrides(words)))
 
 
 def warm_start(config: WarmstartConfig) -> Path:
@@ -93,12 +91,11 @@ def _fine_tune(
 ) -> tuple[FineTuned, str]:
     from next_ray.actors.shipping import place_of, shipped
     from next_ray.actors.supervised import FineTuningJob, fine_tune_with_ray
-    from next_ray.precision import cpu_multiplies_bfloat16
+    from next_ray.precision import native_dtype
 
     training = config.training
     if training.dtype == "auto":
-        chosen: Literal["bfloat16", "float32"] = "bfloat16" if cluster.device == "gpu" or cpu_multiplies_bfloat16() else "float32"
-        training = training.model_copy(update={"dtype": chosen})
+        training = training.model_copy(update={"dtype": native_dtype(cluster.device)})
     job = FineTuningJob(
         place=place_of(config.model, model),
         files=shipped(model),

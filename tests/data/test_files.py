@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from next_ray.config import FileSource
 from next_ray.data.boxed import last_boxed
 from next_ray.data.sources import Loaded, load_problems
 from next_ray.errors import DataError
-from tests.s3_server import S3Server, s3_server
+from tests.s3_server import S3Server
 
 USER = [{"role": "user", "content": "What is 2+2?"}]
 VERL = {
@@ -191,12 +190,6 @@ def test_missing_file_and_unknown_protocol(tmp_path: Path) -> None:
 )
 def test_last_boxed(text: str, content: str | None) -> None:
     assert last_boxed(text) == content
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with s3_server() as running:
-        yield running
 
 
 @pytest.mark.s3

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +14,7 @@ from next_ray.config import FileSource
 from next_ray.data.files import read_rows
 from next_ray.data.sources import load_problems
 from next_ray.errors import DataError
-from tests.s3_server import S3Server, s3_server
+from tests.s3_server import S3Server
 
 
 def shard(folder: Path, name: str, *problems: str, answer: str | None = "1") -> None:
@@ -111,12 +110,6 @@ def test_columns_of_other_names_are_named_in_the_complaint(tmp_path: Path) -> No
         texts(tmp_path / "d.parquet")
     source = FileSource(path=str(tmp_path / "d.parquet"), prompt_field="text", answer_field="gold")
     assert load_problems(source, 0).prompts[0].answer == "1"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with s3_server() as running:
-        yield running
 
 
 @pytest.mark.s3
