@@ -129,8 +129,9 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
 
 
 def _decoding(arguments: argparse.Namespace) -> Decoding:
-    from next_ray.commands.sampling import Decoding
+    from next_ray.commands.sampling import Decoding, device
     from next_ray.config import DataSection, RewardSection, RolloutSection
+    from next_ray.precision import native_dtype
     from next_ray.types import Sampling
 
     for text in arguments.verifier:
@@ -138,12 +139,13 @@ def _decoding(arguments: argparse.Namespace) -> Decoding:
             RewardSection(verifier=text.partition("=")[2])
         except ValueError as error:
             raise ConfigError(f"--verifier {text}: {str(error).splitlines()[2].strip()}") from None
+    dtype = native_dtype(device()) if arguments.dtype == "auto" else arguments.dtype
     return Decoding(
         sampling=Sampling(arguments.temperature, arguments.top_p, arguments.max_tokens),
         num_samples=arguments.samples,
         seed=arguments.seed,
         data=DataSection(system_prompt=arguments.system_prompt, max_prompt_tokens=arguments.max_prompt_tokens),
-        rollout=RolloutSection(threads=arguments.threads, dtype=arguments.dtype, kv_cache_gib=arguments.kv_cache_gib),
+        rollout=RolloutSection(threads=arguments.threads, dtype=dtype, kv_cache_gib=arguments.kv_cache_gib),
     )
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from next_ray.adapter import write_peft_folder
-from next_ray.commands.evaluate import main
+from next_ray.commands.evaluate import _decoding, _parser, main
 from next_ray.commands.kept import KeptResults
 from next_ray.commands.sampling import BLOCK, vote
 from next_ray.errors import ConfigError
+from next_ray.precision import native_dtype
 from next_ray.rollout.probe import probe_adapter
 from next_ray.types import Prompt
 from tests.rollout.tiny_model import linear_shapes, save_tiny_model
@@ -122,3 +123,10 @@ def test_kept_blocks_belong_to_their_settings(tmp_path: Path):
     assert again.read("m", "set", 0) == [{"correct": 1.0}] and again.read("m", "set", 1) is None and again.read("n", "set", 0) is None
     with pytest.raises(ConfigError, match="samples was 8, now 4"):
         KeptResults(tmp_path, {"samples": 4})
+
+
+@pytest.mark.parametrize(("asked", "expected"), [([], native_dtype("cpu")), (["--dtype", "bfloat16"], "bfloat16")])
+def test_auto_is_the_number_format_that_training_takes(asked: list[str], expected: str) -> None:
+    """The engine would take the model's own, which a CPU may have to emulate, and kept blocks would not say which it was."""
+    arguments = _parser().parse_args(["model", "--data", "gsm8k", "--output", "out", *asked])
+    assert _decoding(arguments).rollout.dtype == expected
