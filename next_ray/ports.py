@@ -35,6 +35,10 @@ class Rollout(Protocol):
         """Make these adapter versions servable on every engine, and drop every other version."""
         ...
 
+    async def reload(self, version: int, weights: Ref[Any] | None) -> None:
+        """Serve other full weights (None: the base's) as `version` on every engine, and drop every adapter."""
+        ...
+
 
 class Rewards(Protocol):
     """The verifiers."""
@@ -56,7 +60,7 @@ class Learner(Protocol):
         ...
 
     async def adopt(self, adapter: Ref[Adapter]) -> UpdateResult:
-        """Go on from another adapter, recompressed to the trained rank; metrics hold the truncation error."""
+        """Go on from another adapter, recompressed to the trained rank, or add it to the weights; metrics hold the truncation error."""
         ...
 
 
@@ -72,7 +76,7 @@ class Archive(Protocol):
         ...
 
     async def adapter(self, checkpoint_id: str) -> Ref[Adapter]:
-        """The adapter of a committed checkpoint."""
+        """The adapter, or the full weights, of a committed checkpoint."""
         ...
 
     async def record(self, name: str, content: Mapping[str, Any]) -> None:
@@ -83,8 +87,8 @@ class Archive(Protocol):
 class Trajectory(Protocol):
     """Delta workers and predictor."""
 
-    def observe(self, index: int, step: int, adapter: Ref[Adapter]) -> None:
-        """Hand over checkpoint `index` (1-based); deltas and fit go on in the background."""
+    def observe(self, index: int, step: int, policy: Ref[Any]) -> None:
+        """Hand over checkpoint `index` (1-based), or its state where all weights are trained; the work goes on in the background."""
         ...
 
     async def propose(self, index: int) -> Proposal:

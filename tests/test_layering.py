@@ -60,6 +60,7 @@ PURE = {
     "rollout.spec",
     "settings",
     "threads",
+    "weights",
     "yaml_core",
 }
 STAGES = {"checkpoints", "data", "inspect", "learn", "models", "report", "reward", "rollout", "store"}

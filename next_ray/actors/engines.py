@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from next_ray.actors import parts
 from next_ray.actors.cluster import result
 from next_ray.actors.shipping import ModelPlace, localize
 from next_ray.rollout.engine import EngineSpec, VllmEngine
@@ -28,6 +29,10 @@ class EngineActor:
     def load(self, versions: Sequence[int], *adapters: Adapter) -> None:
         """Serve these versions and no others."""
         self._engine.load(dict(zip(versions, adapters, strict=True)))
+
+    def reload(self, version: int, policy: Any) -> None:
+        """Serve other full weights: references to them, a learner state, or None for the base."""
+        self._engine.reload(version, None if policy is None else parts.weights(parts.refs_of(policy)))
 
     def generate(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> tuple[list[Group], list[GroupSize]]:
         """Sample; the groups stay in the object store, the sizes go to the driver."""
@@ -71,6 +76,11 @@ class RayRollout:
         """Hand the same references to every engine."""
         versions = list(adapters)
         calls = [e.load.remote(versions, *(adapters[v].value for v in versions)) for e in self.engines]
+        await asyncio.gather(*(result(call, "a rollout engine") for call in calls))
+
+    async def reload(self, version: int, weights: Ref[Any] | None) -> None:
+        """Hand the same references to every engine."""
+        calls = [e.reload.remote(version, weights.value if weights else None) for e in self.engines]
         await asyncio.gather(*(result(call, "a rollout engine") for call in calls))
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""One vLLM engine: a base model and versioned LoRA adapters, sampled side by side.
+"""One vLLM engine: a model, whose weights can be replaced, and versioned LoRA adapters, sampled side by side.
 
 vLLM is imported inside `VllmEngine.__init__`, after the environment it reads is set. With one device the engine core runs in
 this process: a batch's composition then depends on the requests alone, and there is no child process to lose.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from next_ray.data.template import PromptEncoder
 from next_ray.errors import ConfigError, DataError, ModelError, StaleCompletionError
 from next_ray.rollout.scratch import ScratchFolder
 from next_ray.rollout.spec import EngineSpec, engine_arguments, round_up_rank, set_environment
-from next_ray.types import BASE_VERSION, Adapter, Completion, FinishReason, Group, RolloutRequest, Sampling
+from next_ray.types import BASE_VERSION, Adapter, Completion, FinishReason, Group, RolloutRequest, Sampling, Weights
+from next_ray.weights import to_tensor
 
 __all__ = ["EngineInfo", "EngineSpec", "VllmEngine"]
 
@@ -40,7 +41,7 @@ class EngineInfo:
 
 
 class VllmEngine:
-    """Samples completions under the base model (version 0) and under the adapter versions that were loaded last.
+    """Samples completions under the model as it is (version 0, the base, until `reload`) and under the adapters that were loaded last.
 
     Call it from the thread that built it: the number of CPU threads belongs to a thread. With `deterministic`, equal requests
     and adapters give equal completions, in a new process too (CPU only).
@@ -55,6 +56,7 @@ class VllmEngine:
         self._max_lora_rank = round_up_rank(spec.max_lora_rank)
         self._spec = spec
         self._loaded: dict[int, Any] = {}
+        self._version = BASE_VERSION
         self._next_id = 1
         self._llm: Any = None
         set_environment(spec)
@@ -110,10 +112,7 @@ class VllmEngine:
         """
         self._check_adapters(adapters)
         self._set_threads()
-        for request in self._loaded.values():
-            self._llm.llm_engine.remove_lora(request.lora_int_id)
-            remove_folder(Path(request.lora_path))
-        self._loaded = {}
+        self._unload()
         for version, adapter in adapters.items():
             number, self._next_id = self._next_id, self._next_id + 1
             name = f"version-{version}-load-{number}"
@@ -126,6 +125,42 @@ class VllmEngine:
                 remove_folder(folder)
                 raise ModelError(f"vLLM does not accept adapter version {version} for {self._spec.base_name} ({error}).") from error
             self._loaded[version] = request
+
+    def reload(self, version: int, parts: Iterable[Weights] | None = None) -> None:
+        """Serve other full weights as `version`, beside no adapter; None: those of the model folder, as the base version.
+
+        `parts` hold every parameter under its name in the model's files. Repeating a version is harmless and reads nothing. Between
+        two calls of `generate` only.
+        """
+        if version == self._version:
+            return
+        self._set_threads()
+        self._unload()
+        reload = {"weights_path": self._spec.model_path} if parts is None else self._incoming(parts)
+        self._llm.llm_engine.collective_rpc("reload_weights", kwargs=reload)
+        self._llm.reset_prefix_cache()
+        self._version = version
+        if parts is not None and "weights_path" in reload:
+            remove_folder(Path(reload["weights_path"]))
+
+    def _incoming(self, parts: Iterable[Weights]) -> dict[str, Any]:
+        """How vLLM takes weights: an iterator in this process, a folder where its workers are other ones."""
+        if self._spec.rollout.tensor_parallel_size == 1:
+            return {"weights_iterator": ((name, to_tensor(values)) for part in parts for name, values in part.items())}
+        from safetensors.torch import save_file
+
+        number, self._next_id = self._next_id, self._next_id + 1
+        folder = self._scratch.path / f"weights-{number}"
+        folder.mkdir()
+        for i, part in enumerate(parts):
+            save_file({name: to_tensor(values) for name, values in part.items()}, folder / f"model-{i:05d}.safetensors")
+        return {"weights_path": str(folder)}
+
+    def _unload(self) -> None:
+        for request in self._loaded.values():
+            self._llm.llm_engine.remove_lora(request.lora_int_id)
+            remove_folder(Path(request.lora_path))
+        self._loaded = {}
 
     def generate(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> list[Group]:
         """Sample all requests in one batch; groups in request order, versions may be mixed.
@@ -202,8 +237,8 @@ class VllmEngine:
         return self._tokenizer.batch_decode([list(row) for row in rows], skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _check_adapters(self, adapters: Mapping[int, Adapter]) -> None:
-        if BASE_VERSION in adapters:
-            raise ConfigError(f"version {BASE_VERSION} is the base model and is always served; number adapters from {BASE_VERSION + 1}.")
+        if self._version in adapters:
+            raise ConfigError(f"version {self._version} is the model without an adapter and is always served; give adapters other numbers.")
         if len(adapters) > self._spec.max_adapters:
             raise ConfigError(f"{len(adapters)} adapters at once, but the engine was built for {self._spec.max_adapters} (max_adapters).")
         for version, adapter in adapters.items():
@@ -214,10 +249,10 @@ class VllmEngine:
                 )
 
     def _check_versions(self, requests: Sequence[RolloutRequest]) -> None:
-        missing = sorted({request.version for request in requests} - {BASE_VERSION, *self._loaded})
+        missing = sorted({request.version for request in requests} - {self._version, *self._loaded})
         if missing:
             raise StaleCompletionError(
-                f"adapter versions {missing} are asked for, but the engine serves {[BASE_VERSION, *sorted(self._loaded)]}. "
+                f"adapter versions {missing} are asked for, but the engine serves {[self._version, *sorted(self._loaded)]}. "
                 "Load them before sampling; the base model never stands in for an adapter."
             )
 
