@@ -205,7 +205,8 @@ def gang_job(rank, world_size, model_path, folder, ports):
 
 def save_state(path, state):
     arrays: dict[str, Any] = {n: v for part in state.parts for n, v in (*part.weights.items(), *part.moments.items())}
-    np.savez(path, **arrays, **{f"scalar {name}": np.array(value) for name, value in state.scalars.items()})
+    arrays |= {f"scalar {name}": np.array(value) for name, value in state.scalars.items()}
+    np.savez(path, **arrays)
 
 
 def load_state(path):
@@ -214,10 +215,10 @@ def load_state(path):
         arrays = {name: data[name] for name in data}
     scalars = {name.removeprefix("scalar "): float(arrays.pop(name)) for name in list(arrays) if name.startswith("scalar ")}
     names = [name for name in arrays if not name.endswith((".exp_avg", ".exp_avg_sq"))]
-    halves = (names[: len(names) // 2], names[len(names) // 2 :])
-    parts = [
-        FullPart({n: arrays[n] for n in half}, {k: arrays[k] for n in half for k in (f"{n}.exp_avg", f"{n}.exp_avg_sq")}) for half in halves
-    ]
+    parts = []
+    for half in (names[: len(names) // 2], names[len(names) // 2 :]):
+        moments = [f"{name}.{key}" for name in half for key in ("exp_avg", "exp_avg_sq")]
+        parts.append(FullPart({n: arrays[n] for n in half}, {n: arrays[n] for n in moments}))
     return LearnerState({}, {}, scalars, parts)
 
 
