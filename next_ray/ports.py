@@ -28,11 +28,14 @@ class Rollout(Protocol):
     """The rollout engines."""
 
     async def generate(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> list[Shard]:
-        """Sample all requests; shards keep request order when concatenated."""
+        """Sample all requests; shards keep request order when concatenated. Cancelling the call drops them."""
         ...
 
-    async def load(self, adapters: Mapping[int, Ref[Adapter]]) -> None:
-        """Make these adapter versions servable on every engine, and drop every other version."""
+    async def load(self, adapters: Mapping[int, Ref[Adapter]], in_force: int) -> None:
+        """Make these adapter versions servable on every engine, and no other, without waiting for requests in flight.
+
+        Those are finished under the version they were begun with, or with `rollout.in_flight: restart` begun anew under `in_force`.
+        """
         ...
 
 

@@ -40,7 +40,7 @@ class Serving:
         if self.current is not None:
             adapters[self.progress.version] = self.current
         if set(adapters) != self._served:
-            await self.stages.rollout.load(adapters)
+            await self.stages.rollout.load(adapters, BASE_VERSION if self.current is None else self.progress.version)
             self._served = set(adapters)
 
     async def host(self, models: Mapping[str, Ref[Adapter] | None]) -> dict[str, int]:

@@ -59,7 +59,7 @@ class FakeRollout:
     served: dict[int, float] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
 
-    async def load(self, adapters: Mapping[int, Ref[Adapter]]) -> None:
+    async def load(self, adapters: Mapping[int, Ref[Adapter]], in_force: int) -> None:
         self.log.append("load " + ",".join(map(str, sorted(adapters))))
         self.served = {version: skill_of(ref.value) for version, ref in adapters.items()}
 

@@ -24,7 +24,7 @@ async def probe(launched: Launched, prompts: Sequence[Prompt], config: Config) -
     """
     seed = derive_seed(config.run.seed, "probe")
     adapter = await launched.learner.probe_adapter(launched.initial, seed)
-    await launched.rollout.load({PROBE_VERSION: adapter})
+    await launched.rollout.load({PROBE_VERSION: adapter}, BASE_VERSION)
     sampling = Sampling(temperature=config.rollout.temperature, top_p=1.0, max_tokens=min(8, config.rollout.max_response_tokens))
     requests = [RolloutRequest(p, version, seed + i, 2) for version in (BASE_VERSION, PROBE_VERSION) for i, p in enumerate(prompts)]
     report = None
