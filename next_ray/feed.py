@@ -22,13 +22,15 @@ from next_ray.types import Prompt, Scores, Shard
 class Batch:
     """Scored completions of one RL step; `cursor` is where the data stream goes on behind it.
 
-    `drawn` are the rewards of all groups that were sampled for it, those that dynamic sampling replaced included.
+    `drawn` are the rewards of all groups that were sampled for it, those that dynamic sampling replaced included; `accuracy` is the share
+    of correct completions among them.
     """
 
     shards: Sequence[Shard]
     scores: Scores
     cursor: Cursor
     drawn: Sequence[Sequence[float]]
+    accuracy: float
 
     @property
     def oldest_version(self) -> int:
@@ -104,7 +106,8 @@ class Feed:
             cursor = self.stream.cursor
         shards, scores = rounds[0] if len(rounds) == 1 else pick_groups(rounds, len(prompts))
         drawn = [group for _, found in rounds for group in found.rewards]
-        return Batch(shards, scores, cursor, drawn)
+        correct = [value for _, found in rounds for group in found.accuracy for value in group]
+        return Batch(shards, scores, cursor, drawn, sum(correct) / len(correct))
 
     async def _scored(self, prompts: Sequence[Prompt], step: int, version: int, purpose: str) -> tuple[list[Shard], Scores]:
         rollout = self.config.rollout

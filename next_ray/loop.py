@@ -96,6 +96,8 @@ class TrainingLoop:
         progress.step, progress.version, self.serving.current = progress.step + 1, progress.version + 1, result.adapter
         progress.updates += int(result.metrics.get("optimizer_steps", 0))
         progress.cursor = asdict(batch.cursor)
+        if self.schedule.observed(progress):
+            progress.note(batch.accuracy)
         with clock.phase("load"):
             await self.serving.serve()
         times = clock.take()
@@ -122,7 +124,7 @@ class TrainingLoop:
         progress.last_checkpoint = checkpoint_id
         if observed and index is not None:
             progress.trajectory = [*progress.trajectory, checkpoint_id]
-            self.stages.trajectory.observe(index, at.step, adapter)
+            self.stages.trajectory.observe(index, at.step, adapter, self.schedule.accuracy(at, index))
 
     async def _committed(self) -> None:
         """Wait for the checkpoint under way; its failure is the run's failure."""
@@ -162,7 +164,7 @@ class TrainingLoop:
         for index, checkpoint_id in enumerate(stored, start=1):
             step = self.progress.segment_start + index * self.config.extrapolation.interval_steps
             adapter = self.serving.adapter if checkpoint_id == latest else await self.stages.archive.adapter(checkpoint_id)
-            self.stages.trajectory.observe(index, step, adapter)
+            self.stages.trajectory.observe(index, step, adapter, self.schedule.accuracy(self.progress, index))
 
     async def finish(self) -> list[EvaluationResult]:
         """Evaluate base, both ends of the first jump (when there was one) and the final model side by side."""

@@ -86,8 +86,8 @@ class Archive(Protocol):
 class Trajectory(Protocol):
     """Delta workers and predictor."""
 
-    def observe(self, index: int, step: int, adapter: Ref[Adapter]) -> None:
-        """Hand over checkpoint `index` (1-based); deltas and fit go on in the background."""
+    def observe(self, index: int, step: int, adapter: Ref[Adapter], accuracy: float | None) -> None:
+        """Hand over checkpoint `index` (1-based), with its accuracy where known; deltas and fit go on in the background."""
         ...
 
     async def propose(self, index: int) -> Proposal:

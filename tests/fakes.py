@@ -157,9 +157,11 @@ class FakeTrajectory:
 
     gains: Mapping[str, float] = field(default_factory=dict)
     seen: list[tuple[int, int, float]] = field(default_factory=list)
+    accuracies: list[float | None] = field(default_factory=list)
     restarts: int = 0
 
-    def observe(self, index: int, step: int, adapter: Ref[Adapter]) -> None:
+    def observe(self, index: int, step: int, adapter: Ref[Adapter], accuracy: float | None) -> None:
+        self.accuracies.append(accuracy)
         self.seen.append((index, step, skill_of(adapter.value)))
 
     async def propose(self, index: int) -> Proposal:
