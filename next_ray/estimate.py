@@ -164,11 +164,25 @@ def engine_memory(config: Config, facts: ModelFacts, *, on_gpu: bool) -> tuple[M
 def adapter_slots(config: Config) -> int:
     """Adapters an engine holds at once: the one in force and all candidates, or what the final evaluation compares.
 
-    Where all weights are trained the candidates alone, beside the weights.
+    Beside them those that requests in flight were begun under: one for every update that they may lie behind, or, where they are begun
+    anew, the one in force before it was loaded again. Where all weights are trained the candidates alone, beside the weights.
     """
+    candidates = run_schedule(config).num_candidates if config.extrapolation.enabled else 0
     if config.learner.mode == "full":
-        return run_schedule(config).num_candidates if config.extrapolation.enabled else 0
-    return max(4, 1 + (run_schedule(config).num_candidates if config.extrapolation.enabled else 0))
+        return candidates
+    in_use = config.rollout.max_staleness if config.rollout.in_flight == "finish" else min(1, config.rollout.max_staleness)
+    return in_use + max(4, 1 + candidates)
+
+
+def advice(config: Config) -> tuple[str, ...]:
+    """What a configuration allows and its user may not have meant."""
+    ahead = config.rollout.max_staleness
+    if not ahead or config.algorithm.correction != "none":
+        return ()
+    return (
+        f"Completions may be {ahead} update{'s' if ahead > 1 else ''} old (rollout.max_staleness) and are trained on as if they were the "
+        "policy's own (algorithm.correction: none). algorithm.correction=token-tis weighs their tokens by how likely they still are.",
+    )
 
 
 def widest_adapter(config: Config) -> int:

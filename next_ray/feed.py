@@ -22,24 +22,30 @@ from next_ray.types import Prompt, Scores, Shard
 class Batch:
     """Scored completions of one RL step; `cursor` is where the data stream goes on behind it.
 
-    `drawn` are the rewards of all groups that were sampled for it, those that dynamic sampling replaced included.
+    `drawn` are the rewards of all groups that were sampled for it, those that dynamic sampling replaced included; `accuracy` is the share
+    of correct completions among them.
     """
 
     shards: Sequence[Shard]
     scores: Scores
-    version: int
     cursor: Cursor
     drawn: Sequence[Sequence[float]]
+    accuracy: float
+
+    @property
+    def oldest_version(self) -> int:
+        """The oldest adapter version that a completion was sampled from."""
+        return min(version for shard in self.shards for size in shard.sizes for version in size.versions)
 
 
 @dataclass
 class Feed:
     """Draws, samples and scores batches.
 
-    With `rollout.max_staleness` n every batch is sampled with the adapter that was in force n updates before it is trained on, so
-    that engines and learners work at the same time: engines take batches and hand-overs in the order in which they were asked
-    for, and finish a batch under the version it was begun with. A batch that was sampled ahead and never trained on is dropped,
-    counted in `dropped`, and its prompts are drawn again.
+    With `rollout.max_staleness` n every batch is begun with the adapter that was in force n updates before it is trained on, so
+    that engines and learners work at the same time: up to n + 1 batches are with the engines at once, which take batches and
+    hand-overs in the order in which they were asked for. A batch that was sampled ahead and never trained on is dropped, by the
+    engines too, counted in `dropped`, and its prompts are drawn again.
     """
 
     config: Config
@@ -78,7 +84,9 @@ class Feed:
         """What is logged of a batch before its update, where batches are sampled ahead or groups drawn again."""
         found: dict[str, float] = {}
         if self.config.rollout.max_staleness:
-            found |= {"staleness": float(self.progress.version - batch.version), "dropped_prompts": float(self.dropped)}
+            found |= {"staleness": float(self.progress.version - batch.oldest_version), "dropped_prompts": float(self.dropped)}
+            if self.config.rollout.in_flight == "restart":
+                found["restarted_prompts"] = float(sum(shard.restarts for shard in batch.shards))
         if self.config.algorithm.dynamic_sampling:
             flat = [reward for group in batch.drawn for reward in group]
             found |= {"drawn_groups": float(len(batch.drawn)), "drawn_reward_mean": sum(flat) / len(flat)}
@@ -98,7 +106,8 @@ class Feed:
             cursor = self.stream.cursor
         shards, scores = rounds[0] if len(rounds) == 1 else pick_groups(rounds, len(prompts))
         drawn = [group for _, found in rounds for group in found.rewards]
-        return Batch(shards, scores, version, cursor, drawn)
+        correct = [value for _, found in rounds for group in found.accuracy for value in group]
+        return Batch(shards, scores, cursor, drawn, sum(correct) / len(correct))
 
     async def _scored(self, prompts: Sequence[Prompt], step: int, version: int, purpose: str) -> tuple[list[Shard], Scores]:
         rollout = self.config.rollout

@@ -96,6 +96,8 @@ class TrainingLoop:
         progress.step, progress.version, self.serving.current = progress.step + 1, progress.version + 1, result.adapter
         progress.updates += int(result.metrics.get("optimizer_steps", 0))
         progress.cursor = asdict(batch.cursor)
+        if self.schedule.observed(progress):
+            progress.note(batch.accuracy)
         with clock.phase("load"):
             await self.serving.serve()
         times = clock.take()
@@ -122,7 +124,8 @@ class TrainingLoop:
         progress.last_checkpoint = checkpoint_id
         if observed and index is not None:
             progress.trajectory = [*progress.trajectory, checkpoint_id]
-            self.stages.trajectory.observe(index, at.step, state if self.serving.is_full else adapter)
+            point = state if self.serving.is_full else adapter
+            self.stages.trajectory.observe(index, at.step, point, self.schedule.accuracy(at, index))
 
     async def _committed(self) -> None:
         """Wait for the checkpoint under way; its failure is the run's failure."""
@@ -162,7 +165,7 @@ class TrainingLoop:
             step = self.progress.segment_start + index * self.config.extrapolation.interval_steps
             is_there = checkpoint_id == latest and not self.serving.is_full  # engines take full weights rounded
             adapter = self.serving.adapter if is_there else await self.stages.archive.adapter(checkpoint_id)
-            self.stages.trajectory.observe(index, step, adapter)
+            self.stages.trajectory.observe(index, step, adapter, self.schedule.accuracy(self.progress, index))
 
     async def finish(self) -> list[EvaluationResult]:
         """Evaluate base, both ends of the first jump (when there was one) and the final model side by side."""

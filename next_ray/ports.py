@@ -28,11 +28,14 @@ class Rollout(Protocol):
     """The rollout engines."""
 
     async def generate(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> list[Shard]:
-        """Sample all requests; shards keep request order when concatenated."""
+        """Sample all requests; shards keep request order when concatenated. Cancelling the call drops them."""
         ...
 
-    async def load(self, adapters: Mapping[int, Ref[Adapter]]) -> None:
-        """Make these adapter versions servable on every engine, and drop every other version."""
+    async def load(self, adapters: Mapping[int, Ref[Adapter]], in_force: int) -> None:
+        """Make these adapter versions servable on every engine, and no other, without waiting for requests in flight.
+
+        Those are finished under the version they were begun with, or with `rollout.in_flight: restart` begun anew under `in_force`.
+        """
         ...
 
     async def reload(self, version: int, weights: Ref[Any] | None) -> None:
@@ -87,8 +90,11 @@ class Archive(Protocol):
 class Trajectory(Protocol):
     """Delta workers and predictor."""
 
-    def observe(self, index: int, step: int, policy: Ref[Any]) -> None:
-        """Hand over checkpoint `index` (1-based), or its state where all weights are trained; the work goes on in the background."""
+    def observe(self, index: int, step: int, policy: Ref[Any], accuracy: float | None) -> None:
+        """Hand over checkpoint `index` (1-based), with its accuracy where known; deltas and fit go on in the background.
+
+        `policy` is its adapter, or its learner state where all weights are trained.
+        """
         ...
 
     async def propose(self, index: int) -> Proposal:

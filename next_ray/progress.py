@@ -17,7 +17,8 @@ class Progress:
 
     `version` is the adapter version in force (it grows by one with each update and each jump); `segment_start` the step at
     which the present trajectory began (0, or that of the last jump); `tried` the last step at which a jump was tried;
-    `trajectory` the ids of the present trajectory's checkpoints, in order.
+    `trajectory` the ids of the present trajectory's checkpoints, in order; `correct` the share of correct training completions of each
+    step since `segment_start`, as long as checkpoints are observed.
     """
 
     step: int = 0
@@ -29,10 +30,16 @@ class Progress:
     last_checkpoint: str | None = None
     trajectory: list[str] = field(default_factory=list)
     jumps: list[dict[str, Any]] = field(default_factory=list)
+    correct: list[float] = field(default_factory=list)
 
     def kept(self) -> list[str]:
         """Checkpoints that retention must spare: the trajectory's, and both ends of every jump."""
         return [*self.trajectory, *(jump[end] for jump in self.jumps for end in ("from", "to") if jump.get(end))]
+
+    def note(self, accuracy: float) -> None:
+        """Keep the accuracy of the step that was just made, if none before it is missing (as in runs begun before there was `correct`)."""
+        if len(self.correct) == self.step - self.segment_start - 1:
+            self.correct = [*self.correct, accuracy]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -61,6 +68,16 @@ class Schedule:
         """The checkpoint index of a step, or None when the step is none of the trajectory's."""
         since = step - segment_start
         return since // self.config.interval_steps if since > 0 and since % self.config.interval_steps == 0 else None
+
+    def accuracy(self, progress: Progress, index: int) -> float | None:
+        """Share of correct training completions of the steps between checkpoints `index` - 1 and `index`; None when it was not kept.
+
+        Each was sampled by the policy before its step (or, ahead of the learner, some updates older), so that it is the accuracy
+        of the policy half an interval before the checkpoint: the same lag for all.
+        """
+        every = self.config.interval_steps
+        found = progress.correct[(index - 1) * every : index * every]
+        return sum(found) / every if len(found) == every else None
 
     def checkpoint_due(self, step: int, segment_start: int) -> bool:
         """A checkpoint of the trajectory, or the last one of the run."""

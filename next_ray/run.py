@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+from next_ray import estimate
 from next_ray.commands.ending import ended
 from next_ray.commands.words import job_and_overrides
 from next_ray.config import Config
@@ -99,6 +100,8 @@ async def execute(config: Config) -> None:
     output = Path(config.run.output_dir).expanduser() / config.run.name
     async with AsyncExitStack() as stack:
         report = stack.enter_context(Report(config, output))
+        for advice in estimate.advice(config):
+            report.say(advice)
         store = CheckpointStore(config.store.url, config.run.name, config.store.endpoint_url)
         await asyncio.to_thread(store.check_access)
         lease = await stack.enter_async_context(_held_lease(store, config.store.lease_s))

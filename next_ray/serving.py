@@ -47,7 +47,7 @@ class Serving:
         elif self.current is not None:
             adapters[self.progress.version] = self.current
         if set(adapters) != self._served:
-            await self.stages.rollout.load(adapters)
+            await self.stages.rollout.load(adapters, BASE_VERSION if self.current is None else self.progress.version)
             self._served = set(adapters)
 
     async def host(self, models: Mapping[str, Ref[Adapter] | None]) -> dict[str, int]:

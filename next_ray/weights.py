@@ -5,12 +5,16 @@ Level 1. numpy knows no bfloat16: such arrays travel as the uint16 that hold the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
+
+from next_ray.types import Weights
 
 PART_BYTES = 2**30
 """A part holds at most this many bytes of float32, or one larger parameter."""
@@ -42,3 +46,13 @@ def to_tensor(array: np.ndarray) -> Tensor:
     """The tensor of an array that `to_array` made, in its format; copied where the array may not be written to."""
     tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
     return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
+
+
+def write_parts(parts: Iterable[Weights], folder: Path) -> dict[str, str]:
+    """Write every part to `folder` as a shard of a model in the Hugging Face format; returns the shard of every parameter."""
+    shards: dict[str, str] = {}
+    for number, part in enumerate(parts, start=1):
+        name = f"model-{number:05d}.safetensors"
+        save_file({parameter: to_tensor(values) for parameter, values in part.items()}, folder / name, metadata={"format": "pt"})
+        shards |= dict.fromkeys(part, name)
+    return shards

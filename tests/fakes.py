@@ -65,7 +65,7 @@ class FakeRollout:
     log: list[str] = field(default_factory=list)
     weights: tuple[int, float] = (BASE_VERSION, 0.0)
 
-    async def load(self, adapters: Mapping[int, Ref[Adapter]]) -> None:
+    async def load(self, adapters: Mapping[int, Ref[Adapter]], in_force: int) -> None:
         self.log.append("load " + ",".join(map(str, sorted(adapters))))
         self.served = {version: skill_of(ref.value) for version, ref in adapters.items()}
 
@@ -171,9 +171,11 @@ class FakeTrajectory:
     gains: Mapping[str, float] = field(default_factory=dict)
     beside: bool = False
     seen: list[tuple[int, int, float]] = field(default_factory=list)
+    accuracies: list[float | None] = field(default_factory=list)
     restarts: int = 0
 
-    def observe(self, index: int, step: int, policy: Ref[Any]) -> None:
+    def observe(self, index: int, step: int, policy: Ref[Any], accuracy: float | None) -> None:
+        self.accuracies.append(accuracy)
         self.seen.append((index, step, point_skill(policy.value)))
 
     async def propose(self, index: int) -> Proposal:

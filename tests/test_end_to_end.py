@@ -35,6 +35,7 @@ SMALL = [
     "extrapolation.interval_steps=1",
     "extrapolation.checkpoints=4",
     "extrapolation.horizon=2",
+    "extrapolation.methods=[next, two-point, alpharl@1]",
     "extrapolation.predictor.fit_steps=20",
     "extrapolation.predictor.refine_steps=10",
     "evaluation.samples=2",

@@ -7,6 +7,8 @@ import pytest
 from next_ray.config import Config
 from next_ray.estimate import (
     activation_bytes_per_token,
+    adapter_slots,
+    advice,
     batch_sizes,
     delta_memory,
     engine_memory,
@@ -141,3 +143,22 @@ def test_activations_are_an_upper_bound_of_what_torch_keeps_and_not_a_loose_one(
     assert hidden.requires_grad
     estimated = activation_bytes_per_token(load_config(None, [f"learner.dtype={dtype}"]), facts)
     assert measured <= estimated <= 1.5 * measured
+
+
+def test_engines_have_a_slot_for_every_adapter_that_requests_in_flight_can_need() -> None:
+    def slots(**rollout: object) -> int:
+        return adapter_slots(Config.model_validate({"rollout": rollout}))
+
+    alone = slots()
+    assert slots(max_staleness=3) == alone + 3
+    assert slots(max_staleness=3, in_flight="restart") == alone + 1
+    assert slots(in_flight="restart") == alone
+
+
+def test_training_on_older_completions_without_a_correction_is_remarked_on() -> None:
+    def advised(staleness: int, correction: str) -> tuple[str, ...]:
+        return advice(Config.model_validate({"rollout": {"max_staleness": staleness}, "algorithm": {"correction": correction}}))
+
+    (remark,) = advised(2, "none")
+    assert "2 updates old" in remark and "algorithm.correction=token-tis" in remark
+    assert not advised(0, "none") and not advised(2, "token-tis") and not advised(2, "sequence-mask")

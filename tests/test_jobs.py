@@ -17,7 +17,7 @@ from next_ray.settings import load_config
 ROOT = Path(__file__).resolve().parent.parent
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
 SIZES = ("1.5b", "14b", "3b", "7b")
-COMPARED = ("grpo", "grpo-400", "next-reinforce-pp", "next-rloo", "reinforce-pp", "rl-extra", "rloo")
+COMPARED = ("alpharl", "grpo", "grpo-400", "next-reinforce-pp", "next-rloo", "reinforce-pp", "rl-extra", "rloo")
 PAPER = [path for path in JOBS if path.name.endswith("-next.yaml")]
 
 
@@ -90,9 +90,11 @@ def test_a_comparison_differs_from_next_in_what_it_is_named_after_only(size: str
     assert algorithm.name == {"rloo": "rloo", "pp": "reinforce++"}.get(kind.rpartition("-")[2], "grpo")
     if "algorithm" in changed:
         assert algorithm.recipe == RECIPES[algorithm.name]
-    assert plan.enabled is (kind.startswith("next") or kind == "rl-extra")
+    assert plan.enabled is (kind.startswith("next") or kind in ("rl-extra", "alpharl"))
     if kind == "rl-extra":
         assert (plan.proposals, plan.gate.kind, plan.gate.fixed) == ((("two-point", 1.5),), "none", "two-point@1.5")
+    if kind == "alpharl":
+        assert (plan.proposals, plan.gate.kind, plan.gate.fixed) == ((("alpharl", 1.5),), "none", "alpharl@1.5")
 
 
 @pytest.mark.parametrize("path", PAPER, ids=names(PAPER))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -144,6 +145,30 @@ def test_resuming_from_any_checkpoint_ends_like_the_uninterrupted_run(gains: dic
         assert [str(j.decision) for j in again.report.jumps] == [
             str(j.decision) for j in whole.report.jumps if (j.step, at[0].kind) >= (at[0].step, "trained")
         ]
+
+
+def test_a_checkpoint_has_the_accuracy_of_the_training_since_the_one_before() -> None:
+    gains = {"next@1": 0.3}
+    world = World(config(steps=14, repeat_every=2), gains)
+    run(world.loop())
+    rewards = [record.reward_mean for record in world.report.steps]
+    expected = [(rewards[i] + rewards[i + 1]) / 2 for i in range(0, 14, 2)]
+    assert world.trajectory.accuracies == pytest.approx(expected), "also those of the trajectory that began with the jump"
+    for i, at in enumerate(world.archive.committed[:-1]):
+        again = World(world.config, gains, FakeArchive(committed=world.archive.committed[: i + 1]))
+        run(again.loop(at))
+        jumped = sum(manifest.kind is CheckpointKind.JUMPED for manifest, _ in again.archive.committed[: i + 1])
+        assert again.trajectory.accuracies == pytest.approx(expected[3 * jumped :]), at[0].id
+
+
+def test_steps_of_a_run_that_did_not_keep_accuracies_leave_them_unknown() -> None:
+    world = World(config(steps=8))
+    run(world.loop())
+    manifest, state = world.archive.committed[0]
+    old = dataclasses.replace(manifest, metadata={k: v for k, v in manifest.metadata.items() if k != "correct"})
+    again = World(world.config, archive=FakeArchive(committed=[(old, state)]))
+    run(again.loop((old, state)))
+    assert again.trajectory.accuracies == [None] * 3
 
 
 def test_a_run_without_any_update_is_an_error() -> None:

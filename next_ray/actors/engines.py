@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
+from uuid import uuid4
 
 import ray
 
@@ -14,34 +16,66 @@ from next_ray.actors import parts
 from next_ray.actors.cluster import result
 from next_ray.actors.shipping import ModelPlace, localize
 from next_ray.rollout.engine import EngineSpec, VllmEngine
+from next_ray.rollout.worker import Answer, EngineThread
 from next_ray.types import Adapter, FinishReason, Group, GroupSize, Ref, RolloutRequest, Sampling, Shard
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """What the driver hears of a batch: its groups' sizes, and how many requests were begun anew under a newer adapter."""
+
+    sizes: list[GroupSize]
+    restarts: int
+
+
 class EngineActor:
-    """Holds one `VllmEngine`."""
+    """Holds one engine in its thread; its methods come back while that thread samples, so adapters change without a pause."""
 
     def __init__(self, spec: EngineSpec, place: ModelPlace, files: dict[str, bytes] | None) -> None:
-        self._engine = VllmEngine(replace(spec, model_path=localize(place, files)))
+        self._engine = EngineThread(lambda: VllmEngine(replace(spec, model_path=localize(place, files))))
+        self._calls: dict[str, Future[Answer]] = {}
+        self._aborted: set[str] = set()
 
-    def ready(self) -> None:
+    async def ready(self) -> None:
         """Return once the engine stands."""
+        await asyncio.wrap_future(self._engine.ready)
 
-    def load(self, versions: Sequence[int], *adapters: Adapter) -> None:
-        """Serve these versions and no others."""
-        self._engine.load(dict(zip(versions, adapters, strict=True)))
+    async def load(self, versions: Sequence[int], in_force: int, *adapters: Adapter) -> None:
+        """Serve these versions and no others; `in_force` is the one that requests begun anew go on with."""
+        await asyncio.wrap_future(self._engine.load(dict(zip(versions, adapters, strict=True)), in_force))
 
-    def reload(self, version: int, policy: Any) -> None:
-        """Serve other full weights: references to them, a learner state, or None for the base."""
-        self._engine.reload(version, None if policy is None else parts.weights(parts.refs_of(policy)))
+    async def reload(self, version: int, policy: Any) -> None:
+        """Serve other full weights, once nothing is in flight: references to them, a learner state, or None for the base."""
+        weights = None if policy is None else parts.weights(parts.refs_of(policy))
+        await asyncio.wrap_future(self._engine.reload(version, weights))
 
-    def generate(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> tuple[list[Group], list[GroupSize]]:
-        """Sample; the groups stay in the object store, the sizes go to the driver."""
-        groups = self._engine.generate(requests, sampling)
-        return groups, [_size(group) for group in groups]
+    async def begin(self, call: str, requests: Sequence[RolloutRequest], sampling: Sampling) -> None:
+        """Put a batch in the engine's queue; `collect` waits for it."""
+        if call in self._aborted:
+            self._aborted.remove(call)
+        else:
+            self._calls[call] = self._engine.generate(requests, sampling)
 
-    def close(self) -> None:
-        """Shut vLLM down and remove the adapters it read."""
-        self._engine.close()
+    async def collect(self, call: str) -> tuple[list[Group], Sampled]:
+        """The groups, which stay in the object store, and what goes to the driver; nothing when the batch was dropped."""
+        answer = asyncio.wrap_future(self._calls[call])
+        await asyncio.wait([answer])
+        self._calls.pop(call, None)
+        if answer.cancelled():
+            return [], Sampled([], 0)
+        groups = answer.result().groups
+        return groups, Sampled([_size(group) for group in groups], answer.result().restarts)
+
+    async def abort(self, call: str) -> None:
+        """Drop a batch that nobody waits for any more, also one whose `begin` is still on its way."""
+        if (future := self._calls.pop(call, None)) is not None:
+            future.cancel()
+        else:
+            self._aborted.add(call)
+
+    async def close(self) -> None:
+        """Shut vLLM down and remove the adapters it read; who still waits gets an error."""
+        await asyncio.to_thread(self._engine.close)
 
 
 def _size(group: Group) -> GroupSize:
@@ -55,28 +89,38 @@ def _size(group: Group) -> GroupSize:
 
 @dataclass
 class RayRollout:
-    """The `Rollout` port over engine actors."""
+    """The `Rollout` port over engine actors. Batches and adapters reach every engine in the order in which they were asked for."""
 
     engines: Sequence[Any]
+    _in_order: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def ready(self) -> None:
         """Wait until every engine stands."""
         await asyncio.gather(*(result(e.ready.remote(), "a rollout engine") for e in self.engines))
 
     async def generate(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> list[Shard]:
-        """Split the requests evenly over the engines, in order."""
+        """Split the requests evenly over the engines, in order. Cancelling it makes the engines drop the batch."""
         num = len(self.engines)
         bounds = [round(i * len(requests) / num) for i in range(num + 1)]
-        parts = [list(requests[a:b]) for a, b in pairwise(bounds)]
-        calls = [e.generate.options(num_returns=2).remote(part, sampling) for e, part in zip(self.engines, parts, strict=True) if part]
-        sizes = await asyncio.gather(*(result(size_ref, "a rollout engine") for _, size_ref in calls))
-        return [Shard(groups=Ref(groups_ref), sizes=tuple(size)) for (groups_ref, _), size in zip(calls, sizes, strict=True)]
+        parts = [(e, list(requests[a:b])) for e, (a, b) in zip(self.engines, pairwise(bounds), strict=True) if a < b]
+        call = uuid4().hex
+        try:
+            async with self._in_order:
+                await asyncio.gather(*(result(e.begin.remote(call, part, sampling), "a rollout engine") for e, part in parts))
+            calls = [e.collect.options(num_returns=2).remote(call) for e, _ in parts]
+            found: list[Sampled] = await asyncio.gather(*(result(sampled, "a rollout engine") for _, sampled in calls))
+        except asyncio.CancelledError:
+            for engine, _ in parts:
+                engine.abort.remote(call)
+            raise
+        return [Shard(Ref(groups), tuple(one.sizes), restarts=one.restarts) for (groups, _), one in zip(calls, found, strict=True)]
 
-    async def load(self, adapters: Mapping[int, Ref[Adapter]]) -> None:
+    async def load(self, adapters: Mapping[int, Ref[Adapter]], in_force: int) -> None:
         """Hand the same references to every engine."""
         versions = list(adapters)
-        calls = [e.load.remote(versions, *(adapters[v].value for v in versions)) for e in self.engines]
-        await asyncio.gather(*(result(call, "a rollout engine") for call in calls))
+        async with self._in_order:
+            calls = [e.load.remote(versions, in_force, *(adapters[v].value for v in versions)) for e in self.engines]
+            await asyncio.gather(*(result(call, "a rollout engine") for call in calls))
 
     async def reload(self, version: int, weights: Ref[Any] | None) -> None:
         """Hand the same references to every engine."""

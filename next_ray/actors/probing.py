@@ -42,7 +42,7 @@ class _Trial:
         """The base against a random adapter."""
         rollout = self._launched.rollout
         adapter = await self._launched.learner.probe_adapter(self._launched.initial, self._seed)
-        await rollout.load({PROBE_VERSION: adapter})
+        await rollout.load({PROBE_VERSION: adapter}, BASE_VERSION)
         return await self._checked(await self._sampled(BASE_VERSION), await self._sampled(PROBE_VERSION), adapter)
 
     async def of_weights(self, has_candidates: bool) -> ProbeReport:
@@ -55,7 +55,7 @@ class _Trial:
         plain = await self._sampled(START_VERSION)
         report = await self._checked(plain, changed, adapter)
         if has_candidates:
-            await rollout.load({PROBE_VERSION: adapter})
+            await rollout.load({PROBE_VERSION: adapter}, START_VERSION)
             report = await self._checked(plain, await self._sampled(PROBE_VERSION), adapter)
         await rollout.reload(BASE_VERSION, None)  # as they were found
         return report

@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,15 @@ from next_ray.types import Adapter, BacktestScore, Candidate, CheckpointTriplets
 
 BACKGROUND_NICENESS = 10
 """On a CPU machine trajectory work yields to rollout and update."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of an observed checkpoint beside its adapter: index (1-based), training step, and accuracy where there is one."""
+
+    index: int
+    step: int
+    accuracy: float | None
 
 
 @dataclass(frozen=True)
@@ -99,16 +108,20 @@ class PredictorActor:
     def restart(self) -> None:
         """Forget the trajectory and the fit."""
         self._predictor = TrajectoryPredictor(self._config.predictor, self._config.horizon, self._seed, self._config.abstain)
+        self._observed: dict[int, CheckpointTriplets] = {}
 
     def observe(self, *parts: CheckpointTriplets) -> float:
         """Join the workers' shards, back-test, fit; returns the seconds that took."""
         started = time.perf_counter()
-        self._predictor.observe(merge_shards(parts))
+        triplets = merge_shards(parts)
+        self._predictor.observe(triplets)
+        if any(method == "alpharl" for method, _ in self._config.proposals):
+            self._observed[triplets.index] = triplets
         return time.perf_counter() - started
 
-    def propose(self, wanted: Sequence[tuple[str, float]], steps: Sequence[int], *adapters: Adapter) -> tuple[Any, ...]:
-        """Findings, then one adapter (or None) per wanted (method, alpha); `adapters` are the last checkpoints, at `steps`."""
-        trajectory = from_adapters(steps, adapters)
+    def propose(self, wanted: Sequence[tuple[str, float]], seen: Sequence[Seen], *adapters: Adapter) -> tuple[Any, ...]:
+        """Findings, then one adapter (or None) per wanted (method, alpha); `adapters` are the last checkpoints, described by `seen`."""
+        trajectory = self._trajectory(seen, adapters)
         setting = Setting(self._config.horizon, self._seed)
         fitted, reason = self._next(trajectory) if any(method == "next" for method, _ in wanted) else ({}, None)
         offered = [(method, alpha) for method, alpha in wanted if method != "next" or reason is None]
@@ -138,6 +151,15 @@ class PredictorActor:
         )
         return (findings, *(None if reason else as_adapter(steps, alpha) for _, alpha in wanted))
 
+    def _trajectory(self, seen: Sequence[Seen], adapters: Sequence[Adapter]) -> WeightTrajectory:
+        """With the workers' triplets where all of them are at hand, so that nothing is computed twice."""
+        known = [one.accuracy for one in seen if one.accuracy is not None]
+        trajectory = from_adapters([one.step for one in seen], adapters, known if len(known) == len(seen) else None)
+        if sorted(self._observed) != [one.index for one in seen]:
+            return trajectory
+        modules = {name: [self._observed[one.index].modules[name] for one in seen] for name in trajectory.modules}
+        return replace(trajectory, computed={self._config.horizon: modules})
+
     def _next(self, trajectory: WeightTrajectory) -> tuple[dict[str, Fitted], str | None]:
         """What NExt has learned beside training, or why it says nothing."""
         if self._predictor.abstention is not None:
@@ -160,7 +182,7 @@ class RayTrajectory:
     predictor: Any
     config: ExtrapolationSection
     beside: bool = False
-    _seen: dict[int, tuple[int, Ref[Adapter]]] = field(default_factory=dict)
+    _seen: dict[int, tuple[Seen, Ref[Adapter]]] = field(default_factory=dict)
     _fits: dict[int, Any] = field(default_factory=dict)
     _seconds: list[tuple[str, Any]] = field(default_factory=list)
     _totals: dict[str, float] = field(default_factory=lambda: {"delta": 0.0, "fit": 0.0})
@@ -170,7 +192,7 @@ class RayTrajectory:
         """All actors behind this port."""
         return [*self.workers, *([] if self.predictor is None else [self.predictor])]
 
-    def observe(self, index: int, step: int, policy: Ref[Any]) -> None:
+    def observe(self, index: int, step: int, policy: Ref[Any], accuracy: float | None) -> None:
         """Start the work on a checkpoint; nothing is waited for."""
         if index in self._fits:
             return
@@ -180,7 +202,7 @@ class RayTrajectory:
         self._fits[index] = fit
         if self.beside:  # the workers hold what they still need
             return
-        self._seen[index] = (step, policy)
+        self._seen[index] = (Seen(index, step, accuracy), policy)
         if all(method in WINDOWED for method, _ in self.config.proposals):
             self._seen = {i: seen for i, seen in self._seen.items() if i >= index - self.config.horizon}
 
@@ -192,12 +214,12 @@ class RayTrajectory:
         await result(self._fits[index], "the predictor")
         waited = time.perf_counter() - started
         names = self.config.proposals
-        steps, adapters = [step for step, _ in self._seen.values()], [ref.value for _, ref in self._seen.values()]
+        seen, adapters = [one for one, _ in self._seen.values()], [ref.value for _, ref in self._seen.values()]
         num_returns = 1 + len(names)
         head, *refs = (
             self.predictor.propose_beside.options(num_returns=num_returns).remote(names)
             if self.beside
-            else self.predictor.propose.options(num_returns=num_returns).remote(names, steps, *adapters)
+            else self.predictor.propose.options(num_returns=num_returns).remote(names, seen, *adapters)
         )
         found: Findings = await result(head, "the predictor")
         candidates = tuple(

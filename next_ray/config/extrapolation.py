@@ -65,6 +65,7 @@ ONLINE_METHODS = (
     "persistence",
     "linear-fit",
     "relex",
+    "alpharl",
     "rank1",
     "expo",
     "wsm-uniform",
@@ -73,7 +74,10 @@ ONLINE_METHODS = (
     "soup-uniform",
     "key-neurons",
 )
-"""Methods a running job can propose from: those that make adapters and need no accuracy per checkpoint (docs/methods.md)."""
+"""Methods a running job can propose from: those that make adapters and ask nobody for an evaluation (docs/methods.md).
+
+The accuracy of a checkpoint, which `alpharl` needs, is that of the training completions since the checkpoint before.
+"""
 
 
 class ExtrapolationSection(Section):

@@ -24,6 +24,8 @@ class RolloutSection(Section):
     """Completions per prompt: the size of a GRPO group."""
     max_staleness: int = Field(default=0, ge=0, le=16)
     """Updates that a batch may lie behind the policy it trains: 0 samples and updates in turn, 1 and more sample ahead of the learner."""
+    in_flight: Literal["finish", "restart"] = "finish"
+    """What becomes of answers in work when a newer adapter comes: finished under their own, or begun anew under the newer one."""
     temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature; the learner uses the same for its log-probabilities."""
     top_p: float = Field(default=1.0, gt=0, le=1)

@@ -35,6 +35,7 @@ def dry_run(config: Config, facts: ModelFacts | None) -> RenderableType:
         _placement(config, on_gpu),
         _title("Memory per device, estimated from shapes"),
         _memory(config, facts, on_gpu),
+        *(Text(f"\nWorth a look: {advice}", style="yellow") for advice in estimate.advice(config)),
         Text("Nothing was started.", style="dim"),
     )
 

@@ -11,18 +11,18 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from next_ray.adapter import write_peft_folder
 from next_ray.data.template import PromptEncoder
 from next_ray.errors import ConfigError, DataError, ModelError, StaleCompletionError
+from next_ray.rollout.reloading import incoming
 from next_ray.rollout.scratch import ScratchFolder
+from next_ray.rollout.slots import AdapterSlots
 from next_ray.rollout.spec import EngineSpec, engine_arguments, round_up_rank, set_environment
+from next_ray.rollout.stepping import Batch, InFlight
 from next_ray.types import BASE_VERSION, Adapter, Completion, FinishReason, Group, RolloutRequest, Sampling, Weights
-from next_ray.weights import to_tensor
 
 __all__ = ["EngineInfo", "EngineSpec", "VllmEngine"]
 
@@ -43,8 +43,11 @@ class EngineInfo:
 class VllmEngine:
     """Samples completions under the model as it is (version 0, the base, until `reload`) and under the adapters that were loaded last.
 
-    Call it from the thread that built it: the number of CPU threads belongs to a thread. With `deterministic`, equal requests
-    and adapters give equal completions, in a new process too (CPU only).
+    `generate` takes a batch and waits for it. `begin`, `step` and `groups` are its parts, between which further batches can be
+    begun and adapters loaded: a request in flight is finished under its own adapter (which keeps its slot so long), or with
+    `rollout.in_flight: restart` begun anew under the one in force. Call the engine from the thread that built it: the number of
+    CPU threads belongs to a thread. With `deterministic`, equal requests and adapters give equal completions, in a new process too
+    (CPU only), and a batch has the engine for itself.
 
     Raises:
         ConfigError: the device, a rank, the key-value cache or the lengths cannot be had.
@@ -55,9 +58,7 @@ class VllmEngine:
         started = time.monotonic()
         self._max_lora_rank = round_up_rank(spec.max_lora_rank)
         self._spec = spec
-        self._loaded: dict[int, Any] = {}
         self._version = BASE_VERSION
-        self._next_id = 1
         self._llm: Any = None
         set_environment(spec)
         self._scratch = ScratchFolder(spec.adapter_dir)
@@ -79,10 +80,12 @@ class VllmEngine:
             warnings.simplefilter("ignore")  # vLLM's imports warn about its own dependencies
             import torch
             import vllm
+            from vllm.inputs import tokens_input
             from vllm.lora.request import LoRARequest
             from vllm.platforms import current_platform
+            from vllm.sampling_params import RequestOutputKind
 
-            self._vllm, self._lora_request = vllm, LoRARequest
+            self._vllm, self._final_only = vllm, RequestOutputKind.FINAL_ONLY
             if (self._spec.device == "cpu") != current_platform.is_cpu():
                 raise ConfigError(
                     f"the engine shall run on {self._spec.device}, but vLLM runs on {current_platform.device_name}. "
@@ -102,68 +105,68 @@ class VllmEngine:
                 torch.set_num_threads = set_num_threads  # vLLM's CPU worker replaces it for the whole process
         self._tokenizer = self._llm.get_tokenizer()
         self._encoder = PromptEncoder(self._tokenizer, self._spec.data)
+        core = self._llm.llm_engine
+        self._slots = AdapterSlots(core, LoRARequest, self._scratch.path, self._spec.base_name, self._spec.max_adapters)
+        self._in_flight = InFlight(core, self._slots, tokens_input, self._params)
 
-    def load(self, adapters: Mapping[int, Adapter]) -> None:
+    @property
+    def deterministic(self) -> bool:
+        """Whether a batch has the engine for itself."""
+        return self._spec.deterministic
+
+    @property
+    def busy(self) -> bool:
+        """Whether requests are in flight, so that `step` has something to do."""
+        return bool(self._in_flight)
+
+    def has_room(self, num_adapters: int, in_force: int = BASE_VERSION) -> bool:
+        """Whether so many adapters can be loaded now, beside those that requests in flight will still need."""
+        return self._slots.has_room(num_adapters, in_force if self._restarts else None)
+
+    def load(self, adapters: Mapping[int, Adapter], in_force: int = BASE_VERSION) -> None:
         """Serve these versions (and the base) from now on, and no others; repeating a call is harmless.
 
         Every version gets a name and an id that were never used before, so that neither weights nor cached keys and values of
-        an earlier adapter can be met again. Raises `ConfigError` when there are more, or wider ones, than the engine was built for;
+        an earlier adapter can be met again. Requests in flight keep the adapter they were begun under, or are begun anew under
+        version `in_force`, as `rollout.in_flight` says.
+
+        Raises `ConfigError` when there are more, or wider ones, than the engine was built for, or no room beside those in use;
         then nothing has changed.
         """
-        self._check_adapters(adapters)
+        self._check_adapters(adapters, in_force)
         self._set_threads()
-        self._unload()
-        for version, adapter in adapters.items():
-            number, self._next_id = self._next_id, self._next_id + 1
-            name = f"version-{version}-load-{number}"
-            folder = self._scratch.path / name
-            write_peft_folder(adapter, folder, self._spec.base_name)
-            request = self._lora_request(name, number, str(folder))
-            try:
-                self._llm.llm_engine.add_lora(request)
-            except ValueError as error:
-                remove_folder(folder)
-                raise ModelError(f"vLLM does not accept adapter version {version} for {self._spec.base_name} ({error}).") from error
-            self._loaded[version] = request
+        pulled = self._in_flight.pull(but=in_force) if self._restarts else []
+        self._slots.replace(adapters)
+        self._in_flight.begin_anew(pulled, in_force)
 
     def reload(self, version: int, parts: Iterable[Weights] | None = None) -> None:
         """Serve other full weights as `version`, beside no adapter; None: those of the model folder, as the base version.
 
-        `parts` hold every parameter under its name in the model's files. Repeating a version is harmless and reads nothing. Between
-        two calls of `generate` only.
+        `parts` hold every parameter under its name in the model's files. Repeating a version is harmless and reads nothing. Nothing
+        may be in flight.
         """
+        assert not self.busy, "the requests in flight belong to the old weights"
         if version == self._version:
             return
         self._set_threads()
-        self._unload()
-        reload = {"weights_path": self._spec.model_path} if parts is None else self._incoming(parts)
-        self._llm.llm_engine.collective_rpc("reload_weights", kwargs=reload)
+        self._slots.replace({})
+        if parts is None:
+            self._llm.llm_engine.collective_rpc("reload_weights", kwargs={"weights_path": self._spec.model_path})
+        else:
+            with incoming(parts, self._scratch.path / "weights", in_process=self._spec.rollout.tensor_parallel_size == 1) as where:
+                self._llm.llm_engine.collective_rpc("reload_weights", kwargs=where)
         self._llm.reset_prefix_cache()
         self._version = version
-        if parts is not None and "weights_path" in reload:
-            remove_folder(Path(reload["weights_path"]))
-
-    def _incoming(self, parts: Iterable[Weights]) -> dict[str, Any]:
-        """How vLLM takes weights: an iterator in this process, a folder where its workers are other ones."""
-        if self._spec.rollout.tensor_parallel_size == 1:
-            return {"weights_iterator": ((name, to_tensor(values)) for part in parts for name, values in part.items())}
-        from safetensors.torch import save_file
-
-        number, self._next_id = self._next_id, self._next_id + 1
-        folder = self._scratch.path / f"weights-{number}"
-        folder.mkdir()
-        for i, part in enumerate(parts):
-            save_file({name: to_tensor(values) for name, values in part.items()}, folder / f"model-{i:05d}.safetensors")
-        return {"weights_path": str(folder)}
-
-    def _unload(self) -> None:
-        for request in self._loaded.values():
-            self._llm.llm_engine.remove_lora(request.lora_int_id)
-            remove_folder(Path(request.lora_path))
-        self._loaded = {}
 
     def generate(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> list[Group]:
-        """Sample all requests in one batch; groups in request order, versions may be mixed.
+        """Sample all requests in one batch; groups in request order, versions may be mixed. Raises what `begin` does."""
+        batch = self.begin(requests, sampling)
+        while not batch.done:
+            self.step()
+        return self.groups(batch)
+
+    def begin(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> Batch:
+        """Begin to sample all requests, beside what is in flight; versions may be mixed.
 
         Sample i of a request uses the seed `seed + i`. Log-probabilities are those of the distribution sampled from:
         log_softmax(logits / temperature), float32.
@@ -176,24 +179,38 @@ class VllmEngine:
         prompts = [self._encoder.encode(request.prompt) for request in requests]
         self._check_lengths(requests, prompts, sampling)
         self._set_threads()
-        if self._spec.deterministic:
+        if self.deterministic:
+            assert not self.busy, "a deterministic engine takes one batch at a time"
             self._llm.reset_prefix_cache()  # what earlier calls left there changes how this one is batched
-        outputs = self._run(requests, prompts, sampling)
-        texts = iter(self._decode([sample.token_ids for output in outputs for sample in output.outputs]))
+        batch = Batch(list(requests), prompts, sampling)
+        self._in_flight.begin(batch)
+        return batch
+
+    def step(self) -> list[Batch]:
+        """Sample one token of every sequence that vLLM has in work; returns the batches that are finished by it."""
+        return self._in_flight.step()
+
+    def abort(self, batch: Batch) -> None:
+        """Sample no more of a batch; it is never finished."""
+        self._in_flight.abort(batch)
+
+    def groups(self, batch: Batch) -> list[Group]:
+        """The completions of a finished batch, in request order."""
+        texts = iter(self._decode([sample.token_ids for output in batch.outputs for sample in output.outputs]))
         return [
             Group(
                 prompt=request.prompt,
                 prompt_token_ids=np.asarray(prompt, dtype=np.int32),
                 completions=tuple(completion(sample, next(texts), request.version) for sample in output.outputs),
             )
-            for request, prompt, output in zip(requests, prompts, outputs, strict=True)
+            for request, prompt, output in zip(batch.requests, batch.prompts, batch.outputs, strict=True)
         ]
 
     def info(self) -> EngineInfo:
         """What the engine serves at the moment."""
         cache = self._llm.llm_engine.vllm_config.cache_config
         return EngineInfo(
-            versions=tuple(sorted(self._loaded)),
+            versions=self._slots.versions,
             kv_cache_tokens=int(cache.num_gpu_blocks) * int(cache.block_size),
             max_lora_rank=self._max_lora_rank,
             max_adapters=self._spec.max_adapters,
@@ -205,38 +222,35 @@ class VllmEngine:
     def close(self) -> None:
         """Shut vLLM down and remove the adapter files; again is harmless."""
         llm, self._llm = self._llm, None
-        self._loaded = {}
         if llm is not None:
             llm.llm_engine.engine_core.shutdown()
             del llm
             gc.collect()
         self._scratch.close()
 
-    def _run(self, requests: Sequence[RolloutRequest], prompts: Sequence[list[int]], sampling: Sampling) -> list[Any]:
-        params = [
-            self._vllm.SamplingParams(
-                n=request.num_samples,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_tokens=sampling.max_tokens,
-                seed=request.seed,
-                logprobs=0,  # of the sampled token alone
-                flat_logprobs=True,
-                detokenize=False,  # done once for the whole batch
-            )
-            for request in requests
-        ]
-        return self._llm.generate(
-            [self._vllm.TokensPrompt(prompt_token_ids=ids) for ids in prompts],
-            params,
-            lora_request=[self._loaded.get(request.version) for request in requests],
-            use_tqdm=False,
+    @property
+    def _restarts(self) -> bool:
+        return self._spec.rollout.in_flight == "restart"
+
+    def _params(self, request: RolloutRequest, sampling: Sampling) -> Any:
+        return self._vllm.SamplingParams(
+            n=request.num_samples,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            seed=request.seed,
+            logprobs=0,  # of the sampled token alone
+            flat_logprobs=True,
+            detokenize=False,  # done once for the whole batch
+            output_kind=self._final_only,
         )
 
     def _decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         return self._tokenizer.batch_decode([list(row) for row in rows], skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def _check_adapters(self, adapters: Mapping[int, Adapter]) -> None:
+    def _check_adapters(self, adapters: Mapping[int, Adapter], in_force: int) -> None:
+        if in_force not in (self._version, *adapters):
+            raise ConfigError(f"version {in_force} shall be in force, but {sorted(adapters)} are loaded. Load it with them.")
         if self._version in adapters:
             raise ConfigError(f"version {self._version} is the model without an adapter and is always served; give adapters other numbers.")
         if len(adapters) > self._spec.max_adapters:
@@ -249,10 +263,10 @@ class VllmEngine:
                 )
 
     def _check_versions(self, requests: Sequence[RolloutRequest]) -> None:
-        missing = sorted({request.version for request in requests} - {self._version, *self._loaded})
+        missing = sorted({request.version for request in requests} - {self._version, *self._slots.versions})
         if missing:
             raise StaleCompletionError(
-                f"adapter versions {missing} are asked for, but the engine serves {[self._version, *sorted(self._loaded)]}. "
+                f"adapter versions {missing} are asked for, but the engine serves {[self._version, *self._slots.versions]}. "
                 "Load them before sampling; the base model never stands in for an adapter."
             )
 
@@ -271,10 +285,3 @@ def completion(sample: Any, text: str, version: int) -> Completion:
     token_ids = np.asarray(sample.token_ids, dtype=np.int32)
     assert logprobs.shape == token_ids.shape, "vLLM returned other log-probabilities than the sampled tokens'"
     return Completion(token_ids, logprobs, text, FinishReason(sample.finish_reason), version)
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove an adapter's folder (a flat one)."""
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()

@@ -84,12 +84,14 @@ class GroupSize:
 class Shard:
     """What one engine made of its part of a batch: a reference to the groups, and the sizes of those that count, in request order.
 
-    `chosen` are the places of these groups in the list that `groups` refers to, ascending; None: all of them.
+    `chosen` are the places of these groups in the list that `groups` refers to, ascending; None: all of them. `restarts` counts
+    requests that were begun anew under a newer adapter.
     """
 
     groups: Ref[list[Group]]
     sizes: tuple[GroupSize, ...]
     chosen: tuple[int, ...] | None = None
+    restarts: int = 0
 
     @property
     def places(self) -> tuple[int, ...]:

@@ -43,6 +43,11 @@ def test_delta_workers_with_gpus_are_placed_on_them() -> None:
     assert "three checkpoints" not in printed("extrapolation={enabled: false, gpus_per_delta_worker: 0.25}")
 
 
+def test_it_remarks_on_what_its_user_may_not_have_meant() -> None:
+    assert "Worth a look: Completions may be 1 update old" in printed("rollout.max_staleness=1")
+    assert "Worth a look" not in printed("rollout.max_staleness=1", "algorithm.correction=token-tis")
+
+
 def test_it_says_why_there_is_no_jump_and_no_memory_estimate() -> None:
     text = printed("run.steps=24", "model.name=some/unknown-model")
     assert "the first would be at step 24 = 3 x 8" in text

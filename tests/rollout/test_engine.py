@@ -139,15 +139,19 @@ def test_a_sample_depends_on_its_seed_alone(engine: VllmEngine, adapters: dict[i
 
 def test_a_new_version_never_meets_the_old_ones_cache(engine: VllmEngine, adapters: dict[int, Adapter], opinion: SecondOpinion) -> None:
     """The same version number loaded with other weights: same prompt, longer than a cache block."""
-    requests = requests_for([1], LONG)
-    ids = [[*engine.generate(requests, SAMPLING)[0].prompt_token_ids.tolist()]]
+
+    def cached_tokens() -> int:
+        batch = engine.begin(requests_for([1], LONG), SAMPLING)
+        while not batch.done:
+            engine.step()
+        return batch.outputs[0].num_cached_tokens
+
     engine.load({1: adapters[1]})
-    engine.generate(requests, SAMPLING)
-    cached = engine._run(requests, ids, SAMPLING)
-    assert cached[0].num_cached_tokens >= 32, "the prefix cache is not in use, so this test would show nothing"
+    cached_tokens()
+    assert cached_tokens() >= 32, "the prefix cache is not in use, so this test would show nothing"
     engine.load({1: adapters[2]})
-    assert engine._run([RolloutRequest(prompt(LONG), 1, 100, 1)], ids, SAMPLING)[0].num_cached_tokens == 0
-    groups = engine.generate(requests, SAMPLING)
+    assert cached_tokens() == 0
+    groups = engine.generate(requests_for([1], LONG), SAMPLING)
     assert np.abs(flat(engine_rows(groups)) - flat(judged(opinion, adapters[2], groups))).mean() < 0.03
 
 
