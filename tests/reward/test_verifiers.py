@@ -274,6 +274,14 @@ def test_the_shortcut_for_integers_agrees_with_the_library() -> None:
         ("１２", None),  # noqa: RUF001
         ("1٢", None),
         ("twelve", None),
+        (r"\boxed{12}", "12"),
+        (r"\text{12}", "12"),
+        (r"\frac{1}{12}", None),
+        (r"\sqrt{12}", None),
+        (r"\sqrt[3]{12}", None),
+        ("x^{12}", None),
+        ("x_{12}", None),
+        ("exit(12)", None),
         ("", None),
     ],
 )
