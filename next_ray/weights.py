@@ -48,6 +48,11 @@ def to_tensor(array: np.ndarray) -> Tensor:
     return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
 
 
+def rounded(part: Weights, dtype: str) -> Weights:
+    """A part in another number format."""
+    return {name: to_array(to_tensor(values), dtype) for name, values in part.items()}
+
+
 def write_parts(parts: Iterable[Weights], folder: Path) -> dict[str, str]:
     """Write every part to `folder` as a shard of a model in the Hugging Face format; returns the shard of every parameter."""
     shards: dict[str, str] = {}

@@ -77,10 +77,18 @@ def _from_adapters(found: list[Found], base: str | None, keep_saved: bool, notes
 
 
 def _from_run(path: str, base: str | None, segment: int | None, endpoint_url: str | None) -> Imported:
-    from next_ray.checkpoints.store_run import open_run  # no folder of checkpoints should wait for a store's libraries
+    from next_ray.checkpoints.store_run import folders, open_run  # no folder of checkpoints should wait for a store's libraries
 
     run = open_run(path, segment, endpoint_url)
     checked = find_base(base, {run.url: run.base_name}, run.base_fingerprint)
+    if not run.adapters:
+        if checked.base.path is None:
+            raise CheckpointFormatError(
+                f"{run.url} holds full weights, which are compared with the base {run.base_name!r}; give its folder (--base FOLDER)."
+            )
+        made = folders(run, checked.base.path, endpoint_url)
+        found = [Found(manifest.step, folder, "store", "dense") for manifest, folder in zip(run.manifests, made, strict=True)]
+        return _dense_import(found, checked, list(run.notes))
     sources = [
         Source(
             step=manifest.step,
@@ -133,6 +141,11 @@ def _from_models(found: list[Found], base: str | None, notes: list[str]) -> Impo
         raise CheckpointFormatError(
             f"The base {base!r} is not a folder here; full checkpoints are compared with it, so it is needed (--base FOLDER)."
         )
+    return _dense_import(found, checked, notes)
+
+
+def _dense_import(found: Sequence[Found], checked: CheckedBase, notes: list[str]) -> Imported:
+    assert checked.model is not None
     models = (checked.model, *(open_model_folder(checkpoint.folder) for checkpoint in found))
     for model in models[1:]:
         same_tensors(model, checked.model)

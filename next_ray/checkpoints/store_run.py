@@ -13,6 +13,7 @@ from pathlib import Path
 from next_ray.checkpoints.adapters import StoredAdapter, pair_up
 from next_ray.checkpoints.hashes import file_sha256
 from next_ray.checkpoints.headers import open_safetensors
+from next_ray.checkpoints.whole import cached_model, is_whole
 from next_ray.errors import CheckpointFormatError
 from next_ray.models.folder import cache_root, publish
 from next_ray.store.checkpoints import CheckpointStore
@@ -21,7 +22,10 @@ from next_ray.types import CheckpointKind, Manifest
 
 @dataclass(frozen=True)
 class StoredRun:
-    """One trajectory of a run: its committed checkpoints with their adapters, and the model it was trained from."""
+    """One trajectory of a run: its committed checkpoints with their adapters, and the model it was trained from.
+
+    Where all weights were trained there are no adapters, and `folders` makes model folders of the checkpoints.
+    """
 
     manifests: tuple[Manifest, ...]
     adapters: tuple[StoredAdapter, ...]
@@ -55,12 +59,19 @@ def open_run(path: str, segment: int | None, endpoint_url: str | None) -> Stored
         name = store.identity().get("model")
         return StoredRun(
             manifests=tuple(chosen),
-            adapters=tuple(_adapter(store, manifest) for manifest in chosen),
+            adapters=() if is_whole(chosen[0]) else tuple(_adapter(store, manifest) for manifest in chosen),
             url=store.url,
             base_name=name if isinstance(name, str) else "",
             base_fingerprint=fingerprints.pop(),
             notes=tuple(notes),
         )
+
+
+def folders(run: StoredRun, base: Path, endpoint_url: str | None) -> list[Path]:
+    """The checkpoints of full weights as float32 model folders in the cache, which is read once a module and checkpoint."""
+    root, _, name = run.url.rpartition("/")
+    with CheckpointStore(root, name, endpoint_url) as store:
+        return [cached_model(store, manifest, base) for manifest in run.manifests]
 
 
 def _segment(trained: Sequence[Manifest], segment: int | None, url: str) -> tuple[list[Manifest], list[str]]:

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,11 +16,12 @@ from next_ray.checkpoints.adapters import open_peft_folder, read_peft_folder
 from next_ray.checkpoints.discover import step_folder
 from next_ray.checkpoints.hashes import file_sha256
 from next_ray.checkpoints.open import is_run
+from next_ray.checkpoints.whole import cached_model, is_whole
 from next_ray.config import ModelSection
 from next_ray.errors import CheckpointFormatError, ConfigError, ModelError
 from next_ray.models.resolve import PreparedModel, prepare_model
 from next_ray.store.checkpoints import CheckpointStore
-from next_ray.types import Adapter
+from next_ray.types import Adapter, Manifest
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def _open(name: str, bases: dict[str, PreparedModel], endpoint_url: str | None) 
         if not base_name:
             raise CheckpointFormatError(f"{place} does not name its base model. Write BASE+{place}.")
         return _with_adapter(name, _base(base_name, bases), Path(place))
-    run, checkpoint = _run_and_checkpoint(place)
+    run, checkpoint = run_and_checkpoint(place)
     if is_run(run):
         return _of_run(name, Location(run, checkpoint, endpoint_url), base_name, bases)
     base = _base(name, bases)
@@ -94,12 +96,12 @@ def _open(name: str, bases: dict[str, PreparedModel], endpoint_url: str | None) 
 def _base_and_place(name: str) -> tuple[str | None, str]:
     """`BASE+PLACE` apart; a plus that is part of a path or URL is none between two."""
     base, _, place = name.rpartition("+")
-    known = (Path(place) / CONFIG_FILE).is_file() or is_run(_run_and_checkpoint(place)[0])
+    known = (Path(place) / CONFIG_FILE).is_file() or is_run(run_and_checkpoint(place)[0])
     return (base, place) if base and "://" not in base and known else (None, name)
 
 
-def _run_and_checkpoint(place: str) -> tuple[str, str | None]:
-    """`RUN@CHECKPOINT` apart; `24` is short for `00000024-trained`, `24-jumped` for `00000024-jumped`."""
+def run_and_checkpoint(place: str) -> tuple[str, str | None]:
+    """`RUN@CHECKPOINT` apart (None: the newest); `24` is short for `00000024-trained`, `24-jumped` for `00000024-jumped`."""
     run, at, checkpoint = place.rpartition("@")
     if not at or "/" in checkpoint or ("://" not in place and is_run(place)):
         return place, None
@@ -145,24 +147,42 @@ def _step_of(folder: Path) -> int | None:
 
 
 def _of_run(name: str, place: Location, base_name: str | None, bases: dict[str, PreparedModel]) -> Contestant:
-    url = place.run if "://" in place.run else f"file://{Path(place.run).absolute()}"
-    root, _, run = url.rstrip("/").rpartition("/")
-    with CheckpointStore(root, run, place.endpoint_url) as store:
-        manifest = store.manifest(place.checkpoint) if place.checkpoint else store.latest()
-        if manifest is None:
-            raise CheckpointFormatError(f"{store.url} holds no checkpoint. Give the run's URL, store.url followed by run.name.")
-        trained_from = str(store.identity().get("model") or "")
-        if not (base_name or trained_from):
-            raise CheckpointFormatError(f"{store.url} does not name its base model. Write BASE+{place.run}.")
-        base = _base(base_name or trained_from, bases)
-        if base.fingerprint != manifest.base_fingerprint:
-            raise CheckpointFormatError(
-                f"{store.url}: {manifest.id} was trained from {trained_from or 'another model'}, and the {base.name} that is here has "
-                f"other weights. Say where the right one is: BASE+{place.run}."
-            )
+    with checkpoint_of(place.run, place.checkpoint, place.endpoint_url) as (store, manifest):
+        base = base_of(store, manifest, base_name, place.run, bases)
+        if is_whole(manifest):
+            judged = _base(str(cached_model(store, manifest, Path(base.path))), bases)
+            return Contestant(name, name, judged, None, judged.fingerprint, manifest.step)
         adapter = store.load_adapter(manifest)
         identity = f"{base.fingerprint}+{manifest.objects['adapter'].sha256}"
         return Contestant(name, name, base, _fitting(adapter, base, f"{store.url}, checkpoint {manifest.id}"), identity, manifest.step)
+
+
+@contextmanager
+def checkpoint_of(run: str, checkpoint: str | None, endpoint_url: str | None) -> Iterator[tuple[CheckpointStore, Manifest]]:
+    """A run's store, open for the block, and one of its checkpoints (None: the newest); `CheckpointFormatError` when there is none."""
+    url = run if "://" in run else f"file://{Path(run).absolute()}"
+    root, _, name = url.rstrip("/").rpartition("/")
+    with CheckpointStore(root, name, endpoint_url) as store:
+        manifest = store.manifest(checkpoint) if checkpoint else store.latest()
+        if manifest is None:
+            raise CheckpointFormatError(f"{store.url} holds no checkpoint. Give the run's URL, store.url followed by run.name.")
+        yield store, manifest
+
+
+def base_of(
+    store: CheckpointStore, manifest: Manifest, given: str | None, run: str, bases: dict[str, PreparedModel] | None = None
+) -> PreparedModel:
+    """The model that a checkpoint was trained from, by the user's word or the run's; `CheckpointFormatError` when it is another one."""
+    trained_from = str(store.identity().get("model") or "")
+    if not (given or trained_from):
+        raise CheckpointFormatError(f"{store.url} does not name its base model. Write BASE+{run}.")
+    base = _base(given or trained_from, {} if bases is None else bases)
+    if base.fingerprint != manifest.base_fingerprint:
+        raise CheckpointFormatError(
+            f"{store.url}: {manifest.id} was trained from {trained_from or 'another model'}, and the {base.name} that is here has "
+            f"other weights. Say where the right one is: BASE+{run}."
+        )
+    return base
 
 
 def _fitting(adapter: Adapter, base: PreparedModel, where: str) -> Adapter:

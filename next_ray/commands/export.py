@@ -1,0 +1,75 @@
+"""What `python -m next_ray.export` does: one checkpoint of a run becomes a PEFT folder, or a model folder where all weights were trained."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from next_ray.commands.ending import ended
+
+RECORD_FILE = "next_ray_export.json"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse and export; returns the exit code."""
+    return ended(lambda: _run(argv), "nothing was written")
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    arguments = _parser().parse_args(argv)
+    record = export(arguments.run, arguments.folder, arguments.base, arguments.dtype, arguments.endpoint_url)
+    print(f"{record['kind']} of step {record['step']} ({record['checkpoint']}, {record['dtype']}) in {arguments.folder}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m next_ray.export", description="A checkpoint of a run as a folder to use elsewhere.")
+    parser.add_argument(
+        "run", metavar="RUN[@STEP]", help="the run's folder or URL; @24 or @24-jumped chooses a checkpoint, else the newest"
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder to make; it must not exist")
+    parser.add_argument("--base", help="folder or name of the model that training started from; else what the run says")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of full weights (bfloat16); adapters stay float32")
+    parser.add_argument("--endpoint-url", help="S3 server other than AWS")
+    return parser
+
+
+def export(place: str, folder: Path, base: str | None = None, dtype: str | None = None, endpoint_url: str | None = None) -> dict[str, Any]:
+    """Write the folder and, in `RECORD_FILE`, where it comes from; returns that record.
+
+    Raises:
+        StoreError: the run cannot be read, or the folder exists.
+        CheckpointFormatError: there is no such checkpoint, or the base is another model.
+        ModelError: the base is not to be had.
+    """
+    from next_ray.adapter import write_peft_folder
+    from next_ray.checkpoints.atomic import check_target, new_folder
+    from next_ray.checkpoints.whole import fill_model, is_whole
+    from next_ray.commands.contestants import base_of, checkpoint_of, run_and_checkpoint
+    from next_ray.errors import ConfigError
+
+    check_target(folder)
+    run, wanted = run_and_checkpoint(place)
+    with checkpoint_of(run, wanted, endpoint_url) as (store, manifest):
+        whole = is_whole(manifest)
+        if dtype is not None and not whole:
+            raise ConfigError(f"--dtype is for full weights; {manifest.id} is an adapter, which stays float32.")
+        model = base_of(store, manifest, base, run) if whole else None
+        record = {
+            "kind": "full model" if whole else "adapter",
+            "run": store.run,
+            "checkpoint": manifest.id,
+            "step": manifest.step,
+            "base": base or store.identity().get("model"),
+            "base_fingerprint": manifest.base_fingerprint,
+            "dtype": (dtype or "bfloat16") if whole else "float32",
+        }
+        with new_folder(folder) as draft:
+            if model is not None:
+                fill_model(draft, store.load_weights(manifest), Path(model.path), record["dtype"])
+            else:
+                write_peft_folder(store.load_adapter(manifest), draft, str(record["base"] or ""))
+            (draft / RECORD_FILE).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+    return record
