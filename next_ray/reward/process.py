@@ -132,10 +132,10 @@ class VerifierProcess:
         if self._process.returncode is None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
-        self._process.wait()
+        status = self._process.wait()
         self.input.close()
         self.output.close()
-        return self._process.returncode
+        return status
 
     def last_words(self) -> str:
         """The end of what it wrote to standard error while starting."""
