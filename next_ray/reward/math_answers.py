@@ -34,6 +34,7 @@ SCIENTIFIC = re.compile(r"(?:\\times|\\cdot|\*)\s*(?=10\s*\^)")
 UNEVALUATED = re.compile(
     r"[\d)}\]]\s*(?:\+|-|\*|\\times|\\cdot|\\div|\\pm|!|\(|\\left|:\s*\d)|[)\]]\s*\d"
     r"|(?<!10)(?<!10 )\^(?!\s*\{?\s*\\circ)"
+    r"|(?<![A-Za-z\\])[A-Za-z]\s*(?:\+|-\s*[\d(])"
     r"|\||\\(?:sqrt|exp|lfloor|lceil|[lr]?[vV]ert)(?![a-z])"
 )
 NAME = re.compile(r"[A-Za-z]{1,3}(?:_\{?\w{1,3}\}?)?(?:\([a-z]\))?")
