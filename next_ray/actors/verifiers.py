@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -56,13 +56,8 @@ class RayRewards:
         """Spread the shards over the actors; results keep the shards' order."""
         calls = [self.actors[i % len(self.actors)].score.remote(shard.groups.value, num_samples) for i, shard in enumerate(shards)]
         parts: list[Scores] = list(await asyncio.gather(*(result(call, "a verifier") for call in calls)))
-        verdicts = Counter[str]()
-        for part in parts:
-            verdicts.update(part.verdicts)
-        rewards = tuple(row for part in parts for row in part.rewards)
-        samples = tuple(sample for part in parts for sample in part.samples)[:num_samples]
-        correct = tuple(row for part in parts for row in part.accuracy)
-        return Scores(rewards, dict(verdicts), samples, correct)
+        scores = Scores.joined(parts)
+        return replace(scores, samples=scores.samples[:num_samples])
 
     async def close(self) -> None:
         """End all verifier processes."""

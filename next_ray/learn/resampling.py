@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -20,7 +19,8 @@ def pick_groups(rounds: Sequence[tuple[Sequence[Shard], Scores]], num_groups: in
     So a batch has its full size also when the rounds did not bring enough, and equals DAPO's when they did. Verdicts are those of
     every answer that was judged; groups keep the order in which they were sampled.
     """
-    rewards = [group for _, scores in rounds for group in scores.rewards]
+    scores = Scores.joined([scores for _, scores in rounds])
+    rewards = scores.rewards
     ranked = sorted(range(len(rewards)), key=lambda i: (len(set(rewards[i])) <= 1, i))
     picked = set(ranked[:num_groups])
     shards: list[Shard] = []
@@ -30,8 +30,6 @@ def pick_groups(rounds: Sequence[tuple[Sequence[Shard], Scores]], num_groups: in
         start += len(shard.sizes)
         if places:
             shards.append(replace(shard, sizes=tuple(shard.sizes[g] for g in places), chosen=tuple(shard.places[g] for g in places)))
-    accuracy = [group for _, scores in rounds for group in scores.accuracy]
-    verdicts = sum((Counter(scores.verdicts) for _, scores in rounds), Counter[str]())
     kept = sorted(picked)
-    scores = Scores(tuple(rewards[i] for i in kept), dict(verdicts), rounds[0][1].samples, tuple(accuracy[i] for i in kept))
-    return shards, scores
+    rows = {"rewards": tuple(rewards[i] for i in kept), "correct": tuple(scores.accuracy[i] for i in kept)}
+    return shards, replace(scores, samples=rounds[0][1].samples, **rows)

@@ -34,6 +34,7 @@ SCIENTIFIC = re.compile(r"(?:\\times|\\cdot|\*)\s*(?=10\s*\^)")
 UNEVALUATED = re.compile(
     r"[\d)}\]]\s*(?:\+|-|\*|\\times|\\cdot|\\div|\\pm|!|\(|\\left|:\s*\d)|[)\]]\s*\d"
     r"|(?<!10)(?<!10 )\^(?!\s*\{?\s*\\circ)"
+    r"|(?<![A-Za-z\\])[A-Za-z]\s*(?:\+|-\s*[\d(])"
     r"|\||\\(?:sqrt|exp|lfloor|lceil|[lr]?[vV]ert)(?![a-z])"
 )
 NAME = re.compile(r"[A-Za-z]{1,3}(?:_\{?\w{1,3}\}?)?(?:\([a-z]\))?")
@@ -58,13 +59,13 @@ def judge_math(completion: str, answer: str) -> float:
     only where the values agree, too (`math_values`). Raises ValueError when the reference is blank.
     """
     boxed = last_boxed(answer)
-    reference = clean(answer if boxed is None else boxed)
+    reference = clean((answer if boxed is None else boxed).translate(SIGNS))
     if not _words(reference):
         raise ValueError("the reference is blank")
     given = explicit_answer(completion)
     if given is None or len(given) > max(MAX_ANSWER_CHARS, 2 * len(answer)):
         return 0.0
-    given = clean(given)
+    given = clean(given.translate(SIGNS))
     if not given:
         return 0.0
     if INTEGER.fullmatch(reference) and INTEGER.fullmatch(given):
@@ -121,7 +122,7 @@ def explicit_answer(completion: str) -> str | None:
 
 def clean(text: str) -> str:
     """Without math delimiters, spacing commands, thousands separators and the full stop."""
-    text = SPACING.sub("", text.strip().translate(SIGNS)).strip("$ \t\n").removesuffix(".").strip("$ \t\n")
+    text = SPACING.sub("", text.strip()).strip("$ \t\n").removesuffix(".").strip("$ \t\n")
     for opening, closing in (("\\(", "\\)"), ("\\[", "\\]")):
         if text.startswith(opening) and text.endswith(closing):
             text = text[len(opening) : -len(closing)].strip()

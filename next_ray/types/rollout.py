@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -134,3 +135,16 @@ class Scores:
     def accuracy(self) -> tuple[tuple[float, ...], ...]:
         """What gate and evaluation count, [P][G]: whether answers are correct, whatever else a reward is made of."""
         return self.rewards if self.correct is None else self.correct
+
+    @staticmethod
+    def joined(parts: Sequence[Scores]) -> Scores:
+        """All groups and samples of the parts in their order, and their verdicts added up."""
+        verdicts = Counter[str]()
+        for part in parts:
+            verdicts.update(part.verdicts)
+        return Scores(
+            tuple(group for part in parts for group in part.rewards),
+            dict(verdicts),
+            tuple(sample for part in parts for sample in part.samples),
+            tuple(group for part in parts for group in part.accuracy),
+        )

@@ -22,6 +22,13 @@ def test_groups_with_a_signal_come_first_and_the_batch_keeps_its_size():
     assert num_equal(scores.rewards) == 1
 
 
+def test_scores_are_joined_in_their_order_and_what_is_correct_is_kept():
+    parts = [Scores((UNEQUAL,), {"ok": 2}, correct=(SOLVED,)), Scores((FAILED, SOLVED), {"ok": 3, "crash": 1})]
+    joined = Scores.joined(parts)
+    assert joined.rewards == (UNEQUAL, FAILED, SOLVED) and joined.accuracy == (SOLVED, FAILED, SOLVED)
+    assert joined.verdicts == {"ok": 5, "crash": 1} and Scores.joined([]).rewards == ()
+
+
 def test_the_plan_points_at_the_groups_that_were_picked():
     rounds = [([shard("a", 3)], Scores((FAILED, SOLVED, UNEQUAL), {})), ([shard("b", 2)], Scores((SOLVED, UNEQUAL), {}))]
     shards, _ = pick_groups(rounds, 2)
