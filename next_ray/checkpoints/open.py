@@ -77,9 +77,15 @@ def _from_adapters(found: list[Found], base: str | None, keep_saved: bool, notes
 
 
 def _from_run(path: str, base: str | None, segment: int | None, endpoint_url: str | None) -> Imported:
-    from next_ray.checkpoints.store_run import folders, open_run  # no folder of checkpoints should wait for a store's libraries
+    from next_ray.checkpoints.store_run import (  # no folder of checkpoints should wait for a store's libraries
+        folders,
+        open_run,
+        prepared_base,
+    )
 
     run = open_run(path, segment, endpoint_url)
+    if not run.adapters and base is None:
+        base = prepared_base(run)
     checked = find_base(base, {run.url: run.base_name}, run.base_fingerprint)
     if not run.adapters:
         if checked.base.path is None:

@@ -14,8 +14,10 @@ from next_ray.checkpoints.adapters import StoredAdapter, pair_up
 from next_ray.checkpoints.hashes import file_sha256
 from next_ray.checkpoints.headers import open_safetensors
 from next_ray.checkpoints.whole import cached_model, is_whole
-from next_ray.errors import CheckpointFormatError
+from next_ray.config import ModelSection
+from next_ray.errors import CheckpointFormatError, ModelError
 from next_ray.models.folder import cache_root, publish
+from next_ray.models.resolve import prepare_model
 from next_ray.store.checkpoints import CheckpointStore
 from next_ray.types import CheckpointKind, Manifest
 
@@ -65,6 +67,18 @@ def open_run(path: str, segment: int | None, endpoint_url: str | None) -> Stored
             base_fingerprint=fingerprints.pop(),
             notes=tuple(notes),
         )
+
+
+def prepared_base(run: StoredRun) -> str | None:
+    """The folder of the model that a run was trained from, where that is here under the run's name for it."""
+
+    def absent(spec: object, folder: Path) -> None:
+        raise ModelError("The tiny model is not in the cache.")
+
+    try:
+        return prepare_model(ModelSection(name=run.base_name), absent).path
+    except ModelError:
+        return None
 
 
 def folders(run: StoredRun, base: Path, endpoint_url: str | None) -> list[Path]:

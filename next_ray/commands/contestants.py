@@ -148,7 +148,7 @@ def _step_of(folder: Path) -> int | None:
 
 def _of_run(name: str, place: Location, base_name: str | None, bases: dict[str, PreparedModel]) -> Contestant:
     with checkpoint_of(place.run, place.checkpoint, place.endpoint_url) as (store, manifest):
-        base = base_of(store, manifest, base_name, place.run, bases)
+        base = base_of(store, manifest, base_name, f"BASE+{place.run}", bases)
         if is_whole(manifest):
             judged = _base(str(cached_model(store, manifest, Path(base.path))), bases)
             return Contestant(name, name, judged, None, judged.fingerprint, manifest.step)
@@ -170,17 +170,17 @@ def checkpoint_of(run: str, checkpoint: str | None, endpoint_url: str | None) ->
 
 
 def base_of(
-    store: CheckpointStore, manifest: Manifest, given: str | None, run: str, bases: dict[str, PreparedModel] | None = None
+    store: CheckpointStore, manifest: Manifest, given: str | None, remedy: str, bases: dict[str, PreparedModel] | None = None
 ) -> PreparedModel:
     """The model that a checkpoint was trained from, by the user's word or the run's; `CheckpointFormatError` when it is another one."""
     trained_from = str(store.identity().get("model") or "")
     if not (given or trained_from):
-        raise CheckpointFormatError(f"{store.url} does not name its base model. Write BASE+{run}.")
+        raise CheckpointFormatError(f"{store.url} does not name its base model. Write {remedy}.")
     base = _base(given or trained_from, {} if bases is None else bases)
     if base.fingerprint != manifest.base_fingerprint:
         raise CheckpointFormatError(
             f"{store.url}: {manifest.id} was trained from {trained_from or 'another model'}, and the {base.name} that is here has "
-            f"other weights. Say where the right one is: BASE+{run}."
+            f"other weights. Say where the right one is: {remedy}."
         )
     return base
 

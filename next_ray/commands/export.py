@@ -1,4 +1,4 @@
-"""What `python -m next_ray.export` does: one checkpoint of a run becomes a PEFT folder, or a model folder where all weights were trained."""
+"""What `python -m next_ray.export` does: a checkpoint becomes a PEFT folder, or a model folder where all weights were trained."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ def _run(argv: Sequence[str] | None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m next_ray.export", description="A checkpoint of a run as a folder to use elsewhere.")
-    parser.add_argument(
-        "run", metavar="RUN[@STEP]", help="the run's folder or URL; @24 or @24-jumped chooses a checkpoint, else the newest"
-    )
+    parser.add_argument("run", metavar="RUN[@STEP]", help="the run's folder or URL; @24 or @24-jumped: that step, else the newest")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder to make; it must not exist")
     parser.add_argument("--base", help="folder or name of the model that training started from; else what the run says")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of full weights (bfloat16); adapters stay float32")
@@ -56,7 +54,7 @@ def export(place: str, folder: Path, base: str | None = None, dtype: str | None 
         whole = is_whole(manifest)
         if dtype is not None and not whole:
             raise ConfigError(f"--dtype is for full weights; {manifest.id} is an adapter, which stays float32.")
-        model = base_of(store, manifest, base, run) if whole else None
+        model = base_of(store, manifest, base, "--base FOLDER") if whole else None
         record = {
             "kind": "full model" if whole else "adapter",
             "run": store.run,
