@@ -119,7 +119,7 @@ class VllmEngine:
 
     def has_room(self, num_adapters: int, in_force: int = BASE_VERSION) -> bool:
         """Whether so many adapters can be loaded now, beside those that requests in flight will still need."""
-        return self._slots.has_room(num_adapters, in_force if self._restarts else None)
+        return self._slots.has_room(num_adapters, self._staying(in_force))
 
     def load(self, adapters: Mapping[int, Adapter], in_force: int = BASE_VERSION) -> None:
         """Serve these versions (and the base) from now on, and no others; repeating a call is harmless.
@@ -132,6 +132,7 @@ class VllmEngine:
         then nothing has changed.
         """
         self._check_adapters(adapters, in_force)
+        self._slots.require_room(len(adapters), self._staying(in_force))
         self._set_threads()
         pulled = self._in_flight.pull(but=in_force) if self._restarts else []
         self._slots.replace(adapters)
@@ -210,6 +211,10 @@ class VllmEngine:
     @property
     def _restarts(self) -> bool:
         return self._spec.rollout.in_flight == "restart"
+
+    def _staying(self, in_force: int) -> int | None:
+        """The version whose requests stay in flight when it comes into force; None: every version's."""
+        return in_force if self._restarts else None
 
     def _params(self, request: RolloutRequest, sampling: Sampling) -> Any:
         return self._vllm.SamplingParams(

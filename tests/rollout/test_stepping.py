@@ -167,6 +167,8 @@ def test_what_is_of_the_adapter_in_force_goes_on(restarting: VllmEngine, adapter
     restarting.load({1: adapters[1]}, in_force=1)
     batch = restarting.begin(requests_for([1]), SAMPLING)
     steps(restarting, 4)
+    with pytest.raises(ConfigError, match="still in use"):
+        restarting.load({version: adapters[version] for version in (1, 2, 3)}, in_force=1)
     assert restarting.has_room(2, in_force=1) and not restarting.has_room(3, in_force=1) and restarting.has_room(3, in_force=2)
     restarting.load({1: adapters[1], 3: adapters[3]}, in_force=1)
     finish(restarting, batch)
