@@ -5,7 +5,7 @@ Level 1: pure. All memory figures are estimates from shapes; what each includes 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -15,6 +15,9 @@ from next_ray.extrapolate.screening import num_evaluations
 from next_ray.model_facts import ModelFacts
 from next_ray.progress import Progress, Schedule
 from next_ray.rollout.spec import LORA_RANKS
+
+FULL_PROBE_RANK = 8
+"""Rank of the random adapter with which the start-up probe moves full weights; candidates beside them have rank 1."""
 
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -162,10 +165,13 @@ def adapter_slots(config: Config) -> int:
     """Adapters an engine holds at once: the one in force and all candidates, or what the final evaluation compares.
 
     Beside them those that requests in flight were begun under: one for every update that they may lie behind, or, where they are begun
-    anew, the one in force before it was loaded again.
+    anew, the one in force before it was loaded again. Where all weights are trained the candidates alone, beside the weights.
     """
+    candidates = run_schedule(config).num_candidates if config.extrapolation.enabled else 0
+    if config.learner.mode == "full":
+        return candidates
     in_use = config.rollout.max_staleness if config.rollout.in_flight == "finish" else min(1, config.rollout.max_staleness)
-    return in_use + max(4, 1 + (run_schedule(config).num_candidates if config.extrapolation.enabled else 0))
+    return in_use + max(4, 1 + candidates)
 
 
 def advice(config: Config) -> tuple[str, ...]:
@@ -180,7 +186,9 @@ def advice(config: Config) -> tuple[str, ...]:
 
 
 def widest_adapter(config: Config) -> int:
-    """The largest rank an engine must serve: candidates are recompressed to twice the trained one."""
+    """The largest rank an engine must serve: candidates are recompressed to twice the trained one, or go beside full weights."""
+    if config.learner.mode == "full":
+        return FULL_PROBE_RANK
     return config.learner.lora.rank * (2 if config.extrapolation.enabled else 1)
 
 
@@ -197,15 +205,35 @@ def kv_bytes_per_token(facts: ModelFacts, width: int) -> int:
 def learner_memory(config: Config, facts: ModelFacts) -> tuple[Memory, ...]:
     """Memory of one learner rank; ZeRO 1 divides masters and moments by the ranks, 2 gradients too, 3 weights too."""
     learner, width = config.learner, _BYTES[config.learner.dtype]
-    adapter = facts.lora_parameters(learner.lora.rank, learner.lora.target_modules)
     shares = [learner.ranks if learner.zero_stage >= stage else 1 for stage in (1, 2, 3)]
+    return (
+        *(_full_memory(config, facts, shares) if learner.mode == "full" else _adapter_memory(config, facts, shares)),
+        Memory("activations of a full micro batch", learner.micro_batch_tokens * activation_bytes_per_token(config, facts)),
+        Memory("logits and their gradient", learner.micro_batch_tokens * facts.vocab_size * (width + 2 * 4)),
+    )
+
+
+def _adapter_memory(config: Config, facts: ModelFacts, shares: Sequence[int]) -> tuple[Memory, ...]:
+    learner, width = config.learner, _BYTES[config.learner.dtype]
+    adapter = facts.lora_parameters(learner.lora.rank, learner.lora.target_modules)
     return (
         Memory("base weights, frozen", facts.num_parameters * width / shares[2]),
         Memory("adapter", adapter * width / shares[2]),
         Memory("adapter gradients, float32", adapter * 4 / shares[1]),
         Memory("adapter masters and Adam moments, float32", adapter * 12 / shares[0]),
-        Memory("activations of a full micro batch", learner.micro_batch_tokens * activation_bytes_per_token(config, facts)),
-        Memory("logits and their gradient", learner.micro_batch_tokens * facts.vocab_size * (width + 2 * 4)),
+    )
+
+
+def _full_memory(config: Config, facts: ModelFacts, shares: Sequence[int]) -> tuple[Memory, ...]:
+    """In float32 the weights are their own masters at stage 0."""
+    learner, width, num = config.learner, _BYTES[config.learner.dtype], facts.num_parameters
+    own_masters = learner.dtype == "float32" and learner.zero_stage == 0
+    reference = (Memory("frozen base weights for the KL term", num * width),) if config.algorithm.kl_coef > 0 else ()
+    return (
+        Memory("weights", num * width / shares[2]),
+        Memory("gradients, float32", num * 4 / shares[1]),
+        Memory("masters and Adam moments, float32", num * (8 if own_masters else 12) / shares[0]),
+        *reference,
     )
 
 
@@ -216,9 +244,12 @@ def delta_memory(config: Config, facts: ModelFacts) -> tuple[Memory, ...]:
     modules is, with deltas of 5R columns; the factors that a worker remembers are in the host's memory in both cases.
     """
     plan, lora = config.extrapolation, config.learner.lora
-    if delta_bundle(config):
+    if delta_bundle(config) and config.learner.mode == "lora":
         longest = max((shape.out_features + shape.in_features for shape in facts.targeted(lora.target_modules)), default=0)
         return (Memory("three checkpoints of the largest module, float64", 8 * 3 * lora.rank * longest),)
+    if config.learner.mode == "full":
+        largest = max((shape.out_features * shape.in_features for shape in facts.targeted("all-linear")), default=0)
+        return (Memory("four matrices of the largest module, float32", 16 * largest),)
     share = facts.lora_parameters(lora.rank, lora.target_modules) / plan.delta_workers
     return (
         Memory(f"factors of the last {plan.horizon + 1} checkpoints, float32", 4 * (plan.horizon + 1) * share),

@@ -28,7 +28,7 @@ from next_ray.types import Adapter, CheckpointKind, EvaluationResult, LearnerSta
 class TrainingLoop:
     """One run: trains from `progress` to the planned number of steps, jumping on the way when the gate lets it.
 
-    `current` is the adapter in force, None while it is the untouched base.
+    `current` is the policy in force, an adapter or full weights, None while it is the untouched base.
     """
 
     def __init__(
@@ -124,7 +124,8 @@ class TrainingLoop:
         progress.last_checkpoint = checkpoint_id
         if observed and index is not None:
             progress.trajectory = [*progress.trajectory, checkpoint_id]
-            self.stages.trajectory.observe(index, at.step, adapter, self.schedule.accuracy(at, index))
+            point = state if self.serving.is_full else adapter
+            self.stages.trajectory.observe(index, at.step, point, self.schedule.accuracy(at, index))
 
     async def _committed(self) -> None:
         """Wait for the checkpoint under way; its failure is the run's failure."""
@@ -145,8 +146,7 @@ class TrainingLoop:
         """Evaluate models (None: the base) side by side on the test prompts, then serve the adapter in force again."""
         samples, temperature = self.config.evaluation.samples, self.config.evaluation.temperature
         with self.clock.phase("evaluate"):
-            versions = await self.serving.host(models)
-            matrices = await self.serving.accuracy(self.splits.test, versions, samples, temperature, "test", samples)
+            matrices = await self.serving.compare(models, self.splits.test, samples, temperature, samples)
             await self.serving.serve()
         results = []
         for label, matrix in matrices.items():
@@ -163,7 +163,8 @@ class TrainingLoop:
         latest = self.progress.last_checkpoint
         for index, checkpoint_id in enumerate(stored, start=1):
             step = self.progress.segment_start + index * self.config.extrapolation.interval_steps
-            adapter = self.serving.adapter if checkpoint_id == latest else await self.stages.archive.adapter(checkpoint_id)
+            is_there = checkpoint_id == latest and not self.serving.is_full  # engines take full weights rounded
+            adapter = self.serving.adapter if is_there else await self.stages.archive.adapter(checkpoint_id)
             self.stages.trajectory.observe(index, step, adapter, self.schedule.accuracy(self.progress, index))
 
     async def finish(self) -> list[EvaluationResult]:

@@ -38,6 +38,10 @@ class Rollout(Protocol):
         """
         ...
 
+    async def reload(self, version: int, weights: Ref[Any] | None) -> None:
+        """Serve other full weights (None: the base's) as `version` on every engine, and drop every adapter."""
+        ...
+
 
 class Rewards(Protocol):
     """The verifiers."""
@@ -59,7 +63,7 @@ class Learner(Protocol):
         ...
 
     async def adopt(self, adapter: Ref[Adapter]) -> UpdateResult:
-        """Go on from another adapter, recompressed to the trained rank; metrics hold the truncation error."""
+        """Go on from another adapter, recompressed to the trained rank, or add it to the weights; metrics hold the truncation error."""
         ...
 
 
@@ -75,7 +79,7 @@ class Archive(Protocol):
         ...
 
     async def adapter(self, checkpoint_id: str) -> Ref[Adapter]:
-        """The adapter of a committed checkpoint."""
+        """The adapter, or the full weights, of a committed checkpoint."""
         ...
 
     async def record(self, name: str, content: Mapping[str, Any]) -> None:
@@ -86,8 +90,11 @@ class Archive(Protocol):
 class Trajectory(Protocol):
     """Delta workers and predictor."""
 
-    def observe(self, index: int, step: int, adapter: Ref[Adapter], accuracy: float | None) -> None:
-        """Hand over checkpoint `index` (1-based), with its accuracy where known; deltas and fit go on in the background."""
+    def observe(self, index: int, step: int, policy: Ref[Any], accuracy: float | None) -> None:
+        """Hand over checkpoint `index` (1-based), with its accuracy where known; deltas and fit go on in the background.
+
+        `policy` is its adapter, or its learner state where all weights are trained.
+        """
         ...
 
     async def propose(self, index: int) -> Proposal:

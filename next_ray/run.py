@@ -122,7 +122,8 @@ async def execute(config: Config) -> None:
         config = resolve_dtypes(config, cluster.device)
         report.say(f"numbers on this {cluster.device}: {config.rollout.dtype} in the engines, {config.learner.dtype} in the learners")
         model = model or await _prepare(config, report)
-        store.claim_identity({"base_fingerprint": model.fingerprint, "model": model.name, "lora_rank": config.learner.lora.rank})
+        rank = config.learner.lora.rank if config.learner.mode == "lora" else 0
+        store.claim_identity({"base_fingerprint": model.fingerprint, "model": model.name, "lora_rank": rank})
         splits, length_report = filter_by_length(splits, load_tokenizer(model.path, config.model.trust_remote_code), config)
         report.say(length_report)
 

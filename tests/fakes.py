@@ -46,6 +46,11 @@ def skill_of(adapter: Adapter) -> float:
     return float(adapter[MODULE].b[0, 0])
 
 
+def point_skill(policy: Any) -> float:
+    """The number in an adapter or in a learner state."""
+    return skill_of(policy.adapter if isinstance(policy, LearnerState) else policy)
+
+
 def make_prompts(num: int, prefix: str = "p") -> list[Prompt]:
     """Prompts whose answer is always `yes`."""
     return [Prompt(f"{prefix}{i}", ({"role": "user", "content": f"{prefix}{i}?"},), "yes", "exact") for i in range(num)]
@@ -58,10 +63,16 @@ class FakeRollout:
     base_skill: float = 0.3
     served: dict[int, float] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
+    weights: tuple[int, float] = (BASE_VERSION, 0.0)
 
     async def load(self, adapters: Mapping[int, Ref[Adapter]], in_force: int) -> None:
         self.log.append("load " + ",".join(map(str, sorted(adapters))))
         self.served = {version: skill_of(ref.value) for version, ref in adapters.items()}
+
+    async def reload(self, version: int, weights: Ref[Any] | None) -> None:
+        self.log.append(f"reload {version}")
+        self.served = {}
+        self.weights = (version, 0.0 if weights is None else skill_of(weights.value))
 
     async def generate(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> list[Shard]:
         self.log.append(f"generate {len(requests)} at {sorted({r.version for r in requests})}")
@@ -76,7 +87,8 @@ class FakeRollout:
         return Shard(Ref(groups), sizes)
 
     def _group(self, request: RolloutRequest) -> Group:
-        skill = self.base_skill if request.version == BASE_VERSION else self.base_skill + self.served[request.version]
+        version, skill = self.weights
+        skill += self.base_skill + (0.0 if request.version == version else self.served[request.version])
         draws = np.random.default_rng(request.seed).random(request.num_samples)
         completions = tuple(
             Completion(np.array([1], np.int32), np.zeros(1, np.float32), "yes" if d < skill else "no", FinishReason.STOP, request.version)
@@ -101,6 +113,7 @@ class FakeLearner:
     skill: float = 0.0
     updates: int = 0
     refuse_all: bool = False
+    is_full: bool = False
 
     async def update(self, plan: UpdatePlan) -> UpdateResult:
         groups = [g for shard in plan.shards for g in shard.value]
@@ -116,7 +129,7 @@ class FakeLearner:
         return Ref(LearnerState(make_adapter(self.skill), {}, {"updates": float(self.updates), "skill": self.skill}))
 
     async def adopt(self, adapter: Ref[Adapter]) -> UpdateResult:
-        self.skill = skill_of(adapter.value)
+        self.skill = skill_of(adapter.value) + (self.skill if self.is_full else 0.0)
         return UpdateResult(Ref(make_adapter(self.skill)), {"truncation_error": 0.125})
 
     @classmethod
@@ -153,20 +166,21 @@ class FakeArchive:
 
 @dataclass
 class FakeTrajectory:
-    """Remembers what it saw; proposes the last adapter plus given gains."""
+    """Remembers what it saw; proposes the last adapter plus given gains, or (`beside`) the gains alone."""
 
     gains: Mapping[str, float] = field(default_factory=dict)
+    beside: bool = False
     seen: list[tuple[int, int, float]] = field(default_factory=list)
     accuracies: list[float | None] = field(default_factory=list)
     restarts: int = 0
 
-    def observe(self, index: int, step: int, adapter: Ref[Adapter], accuracy: float | None) -> None:
+    def observe(self, index: int, step: int, policy: Ref[Any], accuracy: float | None) -> None:
         self.accuracies.append(accuracy)
-        self.seen.append((index, step, skill_of(adapter.value)))
+        self.seen.append((index, step, point_skill(policy.value)))
 
     async def propose(self, index: int) -> Proposal:
         assert self.seen[-1][0] == index, "the last checkpoint must be digested before a proposal"
-        last = self.seen[-1][2]
+        last = 0.0 if self.beside else self.seen[-1][2]
         candidates = tuple(
             Candidate(n, n.split("@")[0], float(n.split("@")[1]), Ref(make_adapter(last + g))) for n, g in self.gains.items()
         )

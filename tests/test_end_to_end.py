@@ -109,6 +109,25 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(shared: Path) -> None:
     assert "already has all of its 6 steps" in finished.stderr
 
 
+def test_all_weights_on_two_ranks_jump_and_go_on_on_one(shared: Path) -> None:
+    env, store = environment(shared), shared / "store"
+    common = [f"store.url=file://{store}", f"run.output_dir={shared / 'out'}", "run.name=full", "learner.mode=full", "learner.lr=1e-4"]
+    common += ["extrapolation.methods=[next]", "extrapolation.gate={kind: none, fixed: next@1.5}"]
+    first = run(env, *common, "learner.ranks=2", "learner.zero_stage=3", "rollout.engines=2", "algorithm.kl_coef=0.01")
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "engine and learner agree" in first.stdout
+    records = timeless(shared / "out" / "full" / "metrics.jsonl")
+    assert [r["accepted"] for r in records if r["kind"] == "jump"] == ["next@1.5"]
+    assert {"weights_00000", "moments_00000", "scalars"} == set(manifests(store, "full")[-1]["objects"])
+    assert sum(m["kind"] == "jumped" for m in manifests(store, "full")) == 1
+    assert "jumped (next@1.5)" in first.stdout
+
+    second = run(env, *common, "run.steps=8")
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "resuming from step 6" in second.stdout
+    assert manifests(store, "full")[-1]["step"] == 8
+
+
 @pytest.fixture(scope="module")
 def s3() -> Iterator[S3Server]:
     with s3_server() as server:

@@ -60,6 +60,7 @@ PURE = {
     "rollout.spec",
     "settings",
     "threads",
+    "weights",
     "yaml_core",
 }
 STAGES = {"checkpoints", "data", "inspect", "learn", "models", "report", "reward", "rollout", "store"}
@@ -85,7 +86,7 @@ HOMES = {
     "reasoning_gym": {"data"},
     "rich": {"commands", "inspect.console", "report", "run"},
     "s3fs": {"data", "store"},
-    "safetensors": {"adapter", "models", "store"},
+    "safetensors": {"adapter", "models", "store", "weights"},
     "tenacity": {"store"},
     "tensorboard": {"report"},
     "tokenizers": {"models"},
@@ -100,6 +101,7 @@ HOMES = {
         "predict",
         "rollout",
         "threads",
+        "weights",
     },
     "transformers": {"commands.verify", "data", "integrations", "learn", "models"},
     "vllm": {"rollout"},

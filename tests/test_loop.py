@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from next_ray.config import Config
+from next_ray.config import Config, LearnerSection
 from next_ray.data.splits import Splits
 from next_ray.errors import TrainingError
 from next_ray.loop import TrainingLoop
@@ -43,8 +43,10 @@ class World:
     archive: FakeArchive = field(default_factory=FakeArchive)
 
     def loop(self, at: tuple[Manifest, LearnerState] | None = None) -> TrainingLoop:
-        self.rollout, self.trajectory, self.report = FakeRollout(), FakeTrajectory(self.gains), FakeReport()
+        is_full = self.config.learner.mode == "full"
+        self.rollout, self.trajectory, self.report = FakeRollout(), FakeTrajectory(self.gains, is_full), FakeReport()
         self.learner = FakeLearner.restored(at[1], RATE) if at else FakeLearner(RATE)
+        self.learner.is_full = is_full
         progress = resumed(at[0], Schedule(self.config.extrapolation, self.config.run.steps)) if at else Progress()
         stages = Stages(self.rollout, FakeRewards(), self.learner, self.archive, self.trajectory)
         splits = Splits(train=make_prompts(21), gate=make_prompts(64, "g"), test=make_prompts(64, "t"))
@@ -176,6 +178,60 @@ def test_a_run_without_any_update_is_an_error() -> None:
     world.learner.refuse_all = True
     with pytest.raises(TrainingError, match="no update"):
         run(loop)
+
+
+def full(steps: int = 12) -> Config:
+    return config(steps, methods=["next"]).model_copy(update={"learner": LearnerSection(mode="full")})
+
+
+def test_full_weights_replace_each_other_and_candidates_go_beside_them() -> None:
+    world = World(full(), gains={"next@1": 0.4, "next@2": -0.1})
+    loop = world.loop()
+    run(loop)
+    (jump,) = world.report.jumps
+    assert jump.decision.accepted == "next@1"
+    log = world.rollout.log
+    assert log[:4] == ["generate 8 at [0]", "reload 1", "generate 8 at [1]", "reload 2"]
+    passing = [f"{(1 << 30) + i}" for i in range(2)]
+    at = log.index("load " + ",".join(passing))
+    assert log[at - 1 : at + 4] == [
+        "reload 6",
+        log[at],
+        f"generate 192 at [6, {passing[0]}, {passing[1]}]",
+        "reload 7",
+        "generate 8 at [7]",
+    ]
+    assert not any(line.startswith("load") for line in log[:at] + log[at + 1 :])
+    assert world.learner.skill > 0.4
+    assert world.report.steps[6].reward_mean > world.report.steps[5].reward_mean + 0.2
+
+
+def test_full_weights_are_evaluated_one_after_the_other_and_those_in_force_served_again() -> None:
+    world = World(full(), gains={"next@1": 0.4})
+    loop = world.loop()
+    run(loop)
+    world.rollout.log.clear()
+    results = {r.label: r.avg_at_k.mean for r in asyncio.run(loop.finish())}
+    assert results["base"] < results["jumped (next@1)"] <= results["final"] + 0.1
+    first = 1 << 30
+    expected = ["reload 0", "generate 64 at [0]", f"reload {first}", f"generate 64 at [{first}]", f"reload {first + 1}"]
+    assert world.rollout.log == [*expected, f"generate 64 at [{first + 1}]", "reload 13", "generate 64 at [13]"]
+
+
+@pytest.mark.parametrize("gains", [{}, {"next@1": 0.4}])
+def test_a_run_of_full_weights_resumes_from_any_checkpoint(gains: dict[str, float]) -> None:
+    whole = World(full(), gains=gains)
+    run(whole.loop())
+    for number in range(len(whole.archive.committed)):
+        part = World(full(), gains=gains, archive=FakeArchive(whole.archive.committed[: number + 1]))
+        run(part.loop(part.archive.committed[-1]))
+        assert part.learner.skill == whole.learner.skill
+
+
+def test_methods_that_make_no_adapter_beside_full_weights_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"'two-point' does not make.*extrapolation\.methods to \[next\]"):
+        Config.model_validate({"learner": {"mode": "full"}})
+    assert Config.model_validate({"learner": {"mode": "full"}, "extrapolation": {"enabled": False}}).learner.mode == "full"
 
 
 def test_a_failed_commit_stops_the_run() -> None:

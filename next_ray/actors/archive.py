@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from next_ray.actors import parts
 from next_ray.actors.cluster import result
 from next_ray.store.checkpoints import CheckpointStore
 from next_ray.types import Adapter, LearnerState, LoraFactors, NewCheckpoint, Ref
@@ -21,18 +22,23 @@ class ArchiveActor:
 
     def commit(self, new: NewCheckpoint, state: LearnerState) -> str:
         """Write a checkpoint, manifest last, then let go of those that nothing needs any more."""
+        state = replace(state, parts=parts.full_parts(parts.refs_of(state)))
         manifest = self._store.commit(new.step, new.kind, state, new.parents, self._fingerprint, dict(new.progress), self._token)
         if self._keep is not None:
             self._store.retain(self._keep, {*new.keep, *new.parents, manifest.id})
         return manifest.id
 
-    def adapter(self, checkpoint_id: str) -> tuple[dict[str, LoraFactors], None]:
-        """The adapter of a committed checkpoint, verified."""
-        return dict(self._store.load_adapter(self._store.manifest(checkpoint_id))), None
+    def adapter(self, checkpoint_id: str) -> tuple[dict[str, LoraFactors] | list[parts.PartRefs], None]:
+        """The adapter, or references to the full weights, of a committed checkpoint, verified."""
+        manifest = self._store.manifest(checkpoint_id)
+        if manifest.rank == 0:
+            return parts.put_weights(self._store.load_weights(manifest)), None
+        return dict(self._store.load_adapter(manifest)), None
 
     def state(self, checkpoint_id: str) -> tuple[LearnerState, None]:
         """The learner state of a committed checkpoint, verified."""
-        return self._store.load_state(self._store.manifest(checkpoint_id)), None
+        state = self._store.load_state(self._store.manifest(checkpoint_id))
+        return replace(state, parts=parts.put_parts(state.parts)), None
 
     def write_table(self, name: str, start_step: int, end_step: int, rows: list[dict[str, Any]]) -> None:
         """Append a segment to a table."""
@@ -54,7 +60,7 @@ class RayArchive:
         return await result(self.actor.commit.remote(replace(new, state=Ref(None)), new.state.value), "the archive")
 
     async def adapter(self, checkpoint_id: str) -> Ref[Adapter]:
-        """Read an adapter into the object store."""
+        """Read an adapter, or full weights, into the object store."""
         ref, done = self.actor.adapter.options(num_returns=2).remote(checkpoint_id)
         await result(done, "the archive")
         return Ref(ref)

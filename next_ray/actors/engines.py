@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import ray
 
+from next_ray.actors import parts
 from next_ray.actors.cluster import result
 from next_ray.actors.shipping import ModelPlace, localize
 from next_ray.rollout.engine import EngineSpec, VllmEngine
@@ -42,6 +43,11 @@ class EngineActor:
     async def load(self, versions: Sequence[int], in_force: int, *adapters: Adapter) -> None:
         """Serve these versions and no others; `in_force` is the one that requests begun anew go on with."""
         await asyncio.wrap_future(self._engine.load(dict(zip(versions, adapters, strict=True)), in_force))
+
+    async def reload(self, version: int, policy: Any) -> None:
+        """Serve other full weights, once nothing is in flight: references to them, a learner state, or None for the base."""
+        weights = None if policy is None else parts.weights(parts.refs_of(policy))
+        await asyncio.wrap_future(self._engine.reload(version, weights))
 
     async def begin(self, call: str, requests: Sequence[RolloutRequest], sampling: Sampling) -> None:
         """Put a batch in the engine's queue; `collect` waits for it."""
@@ -115,6 +121,11 @@ class RayRollout:
         async with self._in_order:
             calls = [e.load.remote(versions, in_force, *(adapters[v].value for v in versions)) for e in self.engines]
             await asyncio.gather(*(result(call, "a rollout engine") for call in calls))
+
+    async def reload(self, version: int, weights: Ref[Any] | None) -> None:
+        """Hand the same references to every engine."""
+        calls = [e.reload.remote(version, weights.value if weights else None) for e in self.engines]
+        await asyncio.gather(*(result(call, "a rollout engine") for call in calls))
 
     async def close(self) -> None:
         """Let every engine clean up behind itself."""

@@ -17,11 +17,11 @@ from next_ray.actors.archive import ArchiveRemote, RayArchive
 from next_ray.actors.cluster import Device, OpenCluster, actor_environment, place
 from next_ray.actors.engines import EngineRemote, RayRollout
 from next_ray.actors.learners import LearnerRemote, RayLearner
-from next_ray.actors.shipping import place_of, shipped
-from next_ray.actors.trajectory import DeltaRemote, PredictorRemote, RayTrajectory
+from next_ray.actors.shipping import ModelPlace, place_of, shipped
+from next_ray.actors.trajectory import DeltaRemote, DenseDeltaRemote, PredictorRemote, RayTrajectory
 from next_ray.actors.verifiers import RayRewards, VerifierRemote
 from next_ray.config import Config
-from next_ray.delta.sharding import module_cost, shard_modules
+from next_ray.delta.sharding import dense_cost, module_cost, shard_modules
 from next_ray.errors import PlacementError
 from next_ray.estimate import adapter_slots, delta_bundle, engine_bundle, learner_bundle, widest_adapter
 from next_ray.learn.deepspeed_learner import LearnerSpec
@@ -81,6 +81,7 @@ def learner_spec(config: Config, model: PreparedModel, device: Device) -> Learne
         device=device,
         deterministic=config.run.deterministic,
         trust_remote_code=config.model.trust_remote_code,
+        engine_dtype="float32" if config.rollout.dtype == "auto" else config.rollout.dtype,
     )
 
 
@@ -142,11 +143,13 @@ class _Crew:
         state: Ref[LearnerState] | None = await archive.state(job.resume_from) if job.resume_from else None
         shards = delta_shards(config, job.model)
         places = await self._reserve(len(shards))
-        engines, ranks = self._placed_actors(places)
+        where, files = place_of(config.model, job.model), shipped(job.model)
+        engines, ranks = self._placed_actors(places, where, files)
         judges = [_light(VerifierRemote, device).remote(config.reward, job.verifiers) for _ in range(config.reward.actors)]
-        workers = delta_workers(config, shards, places.deltas, device)
+        whole = Whole(job.model.linear_shapes, where, files) if config.learner.mode == "full" else None
+        workers = delta_workers(config, shards, places.deltas, device, whole)
         predictor = _light(PredictorRemote, device).remote(config.extrapolation, config.run.seed) if workers else None
-        trajectory = RayTrajectory(workers, predictor, config.extrapolation)
+        trajectory = RayTrajectory(workers, predictor, config.extrapolation, beside=config.learner.mode == "full")
         self.actors += [*engines, *ranks, *judges, *trajectory.actors]
         rollout, learner = RayRollout(engines), RayLearner(ranks, config.extrapolation.after_jump)
         initial, _ = await asyncio.gather(learner.start(learner_spec(config, job.model, device), state), rollout.ready())
@@ -169,10 +172,9 @@ class _Crew:
         self.groups.append(group)
         return group
 
-    def _placed_actors(self, places: _Places) -> tuple[list[Any], list[Any]]:
+    def _placed_actors(self, places: _Places, model_place: ModelPlace, files: Any) -> tuple[list[Any], list[Any]]:
         """Engines and learner ranks in their places; both bring the model's files along where their node lacks them."""
         job, config, device = self.job, self.job.config, self.job.cluster.device
-        model_place, files = place_of(config.model, job.model), shipped(job.model)
         on_gpu = device == "gpu"
         engine, bundle = engine_bundle(config, on_gpu=on_gpu), learner_bundle(on_gpu=on_gpu)
         spec = engine_spec(config, job.model, device)
@@ -200,16 +202,43 @@ def delta_shards(config: Config, model: PreparedModel) -> list[list[str]]:
     """The modules of each delta worker, balanced by cost; none when the run does not extrapolate."""
     if not config.extrapolation.enabled:
         return []
-    costs = {name: module_cost(out, inner, config.learner.lora.rank) for name, (out, inner) in model.linear_shapes.items()}
+    learner = config.learner
+    costs = {
+        name: module_cost(out, inner, learner.lora.rank) if learner.mode == "lora" else dense_cost(out, inner, 1)
+        for name, (out, inner) in model.linear_shapes.items()
+    }
     return [shard for shard in shard_modules(costs, config.extrapolation.delta_workers) if shard]
 
 
-def delta_workers(config: Config, shards: Sequence[Sequence[str]], group: PlacementGroup | None, device: Device) -> list[Any]:
+@dataclass(frozen=True)
+class Whole:
+    """What delta workers need of a model that is trained whole: (O, I) of its modules, and where its base weights are."""
+
+    shapes: Mapping[str, tuple[int, int]]
+    place: ModelPlace
+    files: Any
+
+    def part(self, shard: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """The shapes of a shard's modules, in the model's order, in which they are read."""
+        mine = set(shard)
+        return {name: shape for name, shape in self.shapes.items() if name in mine}
+
+
+def delta_workers(
+    config: Config, shards: Sequence[Sequence[str]], group: PlacementGroup | None, device: Device, whole: Whole | None = None
+) -> list[Any]:
     """A delta worker a shard: in the group's places and computing on their GPUs, or without a group on the CPU, reserving nothing."""
     horizon, share = config.extrapolation.horizon, delta_bundle(config)
+
+    def start(remote: Any, shard: Sequence[str], where: str | None) -> Any:
+        if whole is None:
+            return remote(DeltaRemote).remote(horizon, shard, where)
+        return remote(DenseDeltaRemote).remote(horizon, whole.part(shard), where, whole.place, whole.files)
+
     if group is None:
-        return [_light(DeltaRemote, device).remote(horizon, shard, None) for shard in shards]
-    return [_placed(DeltaRemote, group, i, share, device, 1).remote(horizon, shard, "cuda") for i, shard in enumerate(shards)]
+        return [start(lambda actor: _light(actor, device), shard, None) for shard in shards]
+    places = group
+    return [start(lambda actor, i=i: _placed(actor, places, i, share, device, 1), shard, "cuda") for i, shard in enumerate(shards)]
 
 
 def _placed(remote: Any, group: PlacementGroup, index: int, bundle: dict[str, float], device: str, threads: int) -> Any:

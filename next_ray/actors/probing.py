@@ -1,45 +1,86 @@
-"""The start-up probe: engines and learner must give the same tokens the same probabilities, adapter included."""
+"""The start-up probe: engines and learner must give the same tokens the same probabilities, whatever is handed over included."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import ray
 
+from next_ray.actors.engines import RayRollout
 from next_ray.actors.launch import Launched
 from next_ray.config import Config
 from next_ray.progress import derive_seed
 from next_ray.rollout.probe import TOLERANCE, ProbeReport, check, compare
-from next_ray.types import BASE_VERSION, Group, Prompt, Ref, RolloutRequest, Sampling
+from next_ray.types import BASE_VERSION, Adapter, Group, Prompt, Ref, RolloutRequest, Sampling
 
 PROBE_VERSION = (1 << 31) - 2
-"""Adapter version of the probe; no training or evaluation version reaches it."""
+"""Version of what the probe hands over; no training or evaluation version reaches it."""
+START_VERSION = PROBE_VERSION - 1
+"""Version of the weights that a learner that trains all of them starts from."""
 
 
 async def probe(launched: Launched, prompts: Sequence[Prompt], config: Config) -> ProbeReport:
-    """Sample a few tokens on every engine under the base and under a random adapter, and compare log-probabilities.
+    """Sample a few tokens on every engine before and after a random change of the model, and compare log-probabilities.
 
-    Raises `ProbeError` when they differ by more than the number format explains, or the adapter does nothing in an engine.
+    The change is an adapter, or, where all weights are trained, both other weights and an adapter beside them, as candidates are.
+    Raises `ProbeError` when engine and learner differ by more than the number format explains, or the change does nothing in an engine.
     """
-    seed = derive_seed(config.run.seed, "probe")
-    adapter = await launched.learner.probe_adapter(launched.initial, seed)
-    await launched.rollout.load({PROBE_VERSION: adapter}, BASE_VERSION)
     sampling = Sampling(temperature=config.rollout.temperature, top_p=1.0, max_tokens=min(8, config.rollout.max_response_tokens))
-    requests = [RolloutRequest(p, version, seed + i, 2) for version in (BASE_VERSION, PROBE_VERSION) for i, p in enumerate(prompts)]
-    report = None
-    for engine in launched.rollout.engines:
-        (shard,) = await type(launched.rollout)([engine]).generate(requests, sampling)
-        groups: list[Group] = await asyncio.wrap_future(shard.groups.value.future())
-        halves = [groups[: len(prompts)], groups[len(prompts) :]]
-        learner = [
-            await launched.learner.logprobs(Ref(ray.put(half)), chosen) for half, chosen in zip(halves, (None, adapter), strict=True)
-        ]
-        across = await launched.learner.logprobs(Ref(ray.put(halves[1])), None)
-        report = compare(halves[0], learner[0], halves[1], learner[1], across)
-        check(report, coarser(config.rollout.dtype, config.learner.dtype))
-    assert report is not None
-    return report
+    trial = _Trial(launched, prompts, sampling, derive_seed(config.run.seed, "probe"), coarser(config.rollout.dtype, config.learner.dtype))
+    return await (trial.of_weights(config.extrapolation.enabled) if config.learner.mode == "full" else trial.of_adapters())
+
+
+class _Trial:
+    """One probe's means."""
+
+    def __init__(self, launched: Launched, prompts: Sequence[Prompt], sampling: Sampling, seed: int, dtype: str) -> None:
+        self._launched, self._prompts, self._sampling, self._seed, self._dtype = launched, prompts, sampling, seed, dtype
+
+    async def of_adapters(self) -> ProbeReport:
+        """The base against a random adapter."""
+        rollout = self._launched.rollout
+        adapter = await self._launched.learner.probe_adapter(self._launched.initial, self._seed)
+        await rollout.load({PROBE_VERSION: adapter}, BASE_VERSION)
+        return await self._checked(await self._sampled(BASE_VERSION), await self._sampled(PROBE_VERSION), adapter)
+
+    async def of_weights(self, has_candidates: bool) -> ProbeReport:
+        """The weights in force against changed ones; then, where there will be candidates, against an adapter beside them."""
+        rollout, initial = self._launched.rollout, self._launched.initial
+        adapter, weights = await self._launched.learner.probe_weights(self._seed)
+        await rollout.reload(PROBE_VERSION, weights)
+        changed = await self._sampled(PROBE_VERSION)
+        await rollout.reload(START_VERSION, initial)
+        plain = await self._sampled(START_VERSION)
+        report = await self._checked(plain, changed, adapter)
+        if has_candidates:
+            await rollout.load({PROBE_VERSION: adapter}, START_VERSION)
+            report = await self._checked(plain, await self._sampled(PROBE_VERSION), adapter)
+        await rollout.reload(BASE_VERSION, None)  # as they were found
+        return report
+
+    async def _sampled(self, version: int) -> list[list[Group]]:
+        """A few completions of every engine."""
+        requests = [RolloutRequest(p, version, self._seed + i, 2) for i, p in enumerate(self._prompts)]
+        found = []
+        for engine in self._launched.rollout.engines:
+            (shard,) = await RayRollout([engine]).generate(requests, self._sampling)
+            found.append(await asyncio.wrap_future(shard.groups.value.future()))
+        return found
+
+    async def _checked(self, plain: list[list[Group]], changed: list[list[Group]], adapter: Ref[Adapter]) -> ProbeReport:
+        """Compare engine by engine; the last one's report."""
+        report = None
+        for before, after in zip(plain, changed, strict=True):
+            rows = [await self._judged(before, None), await self._judged(after, adapter), await self._judged(after, None)]
+            report = compare(before, rows[0], after, rows[1], rows[2])
+            check(report, self._dtype)
+        assert report is not None
+        return report
+
+    async def _judged(self, groups: list[Group], adapter: Ref[Adapter] | None) -> list[Any]:
+        return await self._launched.learner.logprobs(Ref(ray.put(groups)), adapter)
 
 
 def coarser(*dtypes: str) -> str:

@@ -7,12 +7,18 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 
 from next_ray.actors.cluster import result
+from next_ray.actors.parts import Reader
+from next_ray.actors.shipping import ModelPlace, localize
+from next_ray.checkpoints.models import open_model_folder
 from next_ray.config import ExtrapolationSection
+from next_ray.delta.dense_window import DenseWindow
 from next_ray.delta.sharding import merge_shards
 from next_ray.delta.trajectory import WeightTrajectory, from_adapters
 from next_ray.delta.window import DeltaWindow
@@ -21,7 +27,7 @@ from next_ray.extrapolate.methods.next import from_last_along
 from next_ray.extrapolate.plan import Fitted, Setting
 from next_ray.extrapolate.proposals import WINDOWED, candidate_name, make_candidates
 from next_ray.predict.predictor import TrajectoryPredictor
-from next_ray.types import Adapter, BacktestScore, Candidate, CheckpointTriplets, Proposal, Ref
+from next_ray.types import Adapter, BacktestScore, Candidate, CheckpointTriplets, LoraFactors, Proposal, Ref, Triplet
 
 BACKGROUND_NICENESS = 10
 """On a CPU machine trajectory work yields to rollout and update."""
@@ -65,6 +71,32 @@ class DeltaActor:
         return self._window.observe(index, step, adapter), time.perf_counter() - started
 
 
+class DenseDeltaActor:
+    """The same where all weights are trained: holds references to the last k+1 checkpoints and reads them module by module."""
+
+    def __init__(self, horizon: int, shapes: Mapping[str, tuple[int, int]], device: str | None, place: ModelPlace, files: Any) -> None:
+        os.nice(BACKGROUND_NICENESS)
+        self._horizon, self._shapes, self._device = horizon, shapes, device or "cpu"
+        self._base = open_model_folder(Path(localize(place, files)))
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the trajectory."""
+        self._window = DenseWindow(self._horizon, self._shapes, self._device)
+        self._reader = Reader()
+
+    def observe(self, index: int, step: int, policy: Any) -> tuple[CheckpointTriplets, float]:
+        """Triplets of checkpoint `index`, a learner state or references to float32 weights, and the seconds they took."""
+        started = time.perf_counter()
+        self._reader.hold(index, policy)
+        triplets = self._window.observe(index, step, self._read)
+        self._reader.drop_before(index - self._horizon + 1)
+        return triplets, time.perf_counter() - started
+
+    def _read(self, index: int, name: str) -> np.ndarray:
+        return self._reader.read(index, name) if index else self._base.read(name)
+
+
 class PredictorActor:
     """Holds the predictor; observes checkpoints in order and turns the last ones into candidates."""
 
@@ -101,6 +133,24 @@ class PredictorActor:
         findings = Findings(abstained, self._predictor.backtest, self._predictor.evidence, truncation, self._predictor.stats)
         return (findings, *(None if one is None else one.adapter for one in found))
 
+    def propose_beside(self, wanted: Sequence[tuple[str, float]]) -> tuple[Any, ...]:
+        """`propose` where all weights are trained: NExt's steps alone, adapters of rank 1 that go beside the last checkpoint."""
+        reason = self._predictor.abstention
+        steps: Mapping[str, Triplet] = {}
+        if reason is None:
+            try:
+                steps = self._predictor.predict()
+            except ExtrapolationError as error:
+                reason = str(error)
+        findings = Findings(
+            {} if reason is None else {"next": reason},
+            self._predictor.backtest,
+            self._predictor.evidence,
+            [0.0] * len(wanted),
+            self._predictor.stats,
+        )
+        return (findings, *(None if reason else as_adapter(steps, alpha) for _, alpha in wanted))
+
     def _trajectory(self, seen: Sequence[Seen], adapters: Sequence[Adapter]) -> WeightTrajectory:
         """With the workers' triplets where all of them are at hand, so that nothing is computed twice."""
         known = [one.accuracy for one in seen if one.accuracy is not None]
@@ -124,12 +174,14 @@ class PredictorActor:
 class RayTrajectory:
     """The `Trajectory` port: fans checkpoints out to the delta workers and their triplets into the predictor.
 
-    Without extrapolation there are no workers and no predictor, and the loop never asks.
+    Without extrapolation there are no workers and no predictor, and the loop never asks. With `beside` all weights are trained, and
+    candidates are adapters that go beside the last checkpoint's.
     """
 
     workers: Sequence[Any]
     predictor: Any
     config: ExtrapolationSection
+    beside: bool = False
     _seen: dict[int, tuple[Seen, Ref[Adapter]]] = field(default_factory=dict)
     _fits: dict[int, Any] = field(default_factory=dict)
     _seconds: list[tuple[str, Any]] = field(default_factory=list)
@@ -140,14 +192,17 @@ class RayTrajectory:
         """All actors behind this port."""
         return [*self.workers, *([] if self.predictor is None else [self.predictor])]
 
-    def observe(self, index: int, step: int, adapter: Ref[Adapter], accuracy: float | None) -> None:
+    def observe(self, index: int, step: int, policy: Ref[Any], accuracy: float | None) -> None:
         """Start the work on a checkpoint; nothing is waited for."""
         if index in self._fits:
             return
-        parts = [worker.observe.options(num_returns=2).remote(index, step, adapter.value) for worker in self.workers]
+        parts = [worker.observe.options(num_returns=2).remote(index, step, policy.value) for worker in self.workers]
         fit = self.predictor.observe.remote(*(triplets for triplets, _ in parts))
         self._seconds += [("delta", seconds) for _, seconds in parts] + [("fit", fit)]
-        self._fits[index], self._seen[index] = fit, (Seen(index, step, accuracy), adapter)
+        self._fits[index] = fit
+        if self.beside:  # the workers hold what they still need
+            return
+        self._seen[index] = (Seen(index, step, accuracy), policy)
         if all(method in WINDOWED for method, _ in self.config.proposals):
             self._seen = {i: seen for i, seen in self._seen.items() if i >= index - self.config.horizon}
 
@@ -160,7 +215,12 @@ class RayTrajectory:
         waited = time.perf_counter() - started
         names = self.config.proposals
         seen, adapters = [one for one, _ in self._seen.values()], [ref.value for _, ref in self._seen.values()]
-        head, *refs = self.predictor.propose.options(num_returns=1 + len(names)).remote(names, seen, *adapters)
+        num_returns = 1 + len(names)
+        head, *refs = (
+            self.predictor.propose_beside.options(num_returns=num_returns).remote(names)
+            if self.beside
+            else self.predictor.propose.options(num_returns=num_returns).remote(names, seen, *adapters)
+        )
         found: Findings = await result(head, "the predictor")
         candidates = tuple(
             Candidate(candidate_name(method, alpha), method, alpha, Ref(ref), error)
@@ -184,5 +244,14 @@ class RayTrajectory:
         return dict(self._totals)
 
 
+def as_adapter(steps: Mapping[str, Triplet], alpha: float) -> dict[str, LoraFactors]:
+    """alpha sigma u v^T of every module as an adapter of rank 1 (NExt, arXiv 2604.11446, eq. 10)."""
+    return {
+        name: LoraFactors(a=step.v[None].astype(np.float32), b=(alpha * step.sigma * step.u)[:, None].astype(np.float32), scale=1.0)
+        for name, step in steps.items()
+    }
+
+
 DeltaRemote = ray.remote(DeltaActor)
+DenseDeltaRemote = ray.remote(DenseDeltaActor)
 PredictorRemote = ray.remote(PredictorActor)

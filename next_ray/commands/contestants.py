@@ -1,9 +1,13 @@
-"""What a user may name as a model: a folder, a hub id, `tiny`, a base with an adapter, an adapter folder, a checkpoint of a run."""
+"""What a user may name as a model: a folder, a hub id, `tiny`, an adapter folder, a checkpoint of a run, and either with its base.
+
+`BASE+FOLDER` and `BASE+RUN` say where the base is; `RUN@CHECKPOINT` which checkpoint, `RUN@24` or `RUN@24-jumped` by its step.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from next_ray.adapter import CONFIG_FILE
@@ -19,9 +23,28 @@ from next_ray.types import Adapter
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """A model to be judged. `identity` is of its weights; `step` the RL steps it was trained for, None when nobody knows."""
+class Location:
+    """A run of a store, the id of one of its checkpoints (None: the newest), and the S3 server other than AWS."""
 
+    run: str
+    checkpoint: str | None
+    endpoint_url: str | None
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model to be judged.
+
+    Args:
+        name: as the user wrote it.
+        label: what tables call it.
+        base: the model that the engine loads.
+        adapter: served on it; None: the base itself is judged.
+        identity: of its weights.
+        step: RL steps it was trained for, None when nobody knows.
+    """
+
+    name: str
     label: str
     base: PreparedModel
     adapter: Adapter | None
@@ -29,42 +52,82 @@ class Contestant:
     step: int | None
 
 
-def open_contestants(names: Sequence[str], endpoint_url: str | None = None) -> list[Contestant]:
-    """Open the models in their order; raises `NextRayError` for what cannot be read, and for one that is named twice."""
+def open_contestants(names: Sequence[str], labels: Sequence[str] | None = None, endpoint_url: str | None = None) -> list[Contestant]:
+    """Open the models in their order; raises `NextRayError` for what cannot be read, and for one that is named twice.
+
+    Args:
+        names: see the module.
+        labels: one a model, all different; None: the names' last parts.
+        endpoint_url: S3 server other than AWS, for runs of a store.
+    """
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"The model {twice[0]} is named twice.")
     bases: dict[str, PreparedModel] = {}
-    return [_open(name, bases, endpoint_url) for name in names]
+    shown = short_labels(names) if labels is None else labels
+    return [replace(_open(name, bases, endpoint_url), label=label) for name, label in zip(names, shown, strict=True)]
+
+
+def short_labels(names: Sequence[str]) -> list[str]:
+    """The last parts of paths and hub ids, as many as it takes to tell all of them apart."""
+    parts = [name.rstrip("/").split("/") for name in names]
+    for count in range(1, max(map(len, parts))):
+        tails = ["/".join(one[-count:]) for one in parts]
+        if len(set(tails)) == len(tails):
+            return tails
+    return list(names)
 
 
 def _open(name: str, bases: dict[str, PreparedModel], endpoint_url: str | None) -> Contestant:
-    base_name, plus, folder = name.rpartition("+")
-    if plus and base_name and (Path(folder) / CONFIG_FILE).is_file():
-        return _with_adapter(name, _base(base_name, bases), Path(folder))
-    if (Path(name) / CONFIG_FILE).is_file():
-        base_name = open_peft_folder(Path(name)).config.base
+    base_name, place = _base_and_place(name)
+    if (Path(place) / CONFIG_FILE).is_file():
+        base_name = base_name or open_peft_folder(Path(place)).config.base
         if not base_name:
-            raise CheckpointFormatError(f"{name} does not name its base model. Write BASE+{name}.")
-        return _with_adapter(name, _base(base_name, bases), Path(name))
-    path, at, checkpoint = name.rpartition("@")
-    run = path if at else name
+            raise CheckpointFormatError(f"{place} does not name its base model. Write BASE+{place}.")
+        return _with_adapter(name, _base(base_name, bases), Path(place))
+    run, checkpoint = _run_and_checkpoint(place)
     if is_run(run):
-        return _of_run(name, run, checkpoint if at else None, bases, endpoint_url)
+        return _of_run(name, Location(run, checkpoint, endpoint_url), base_name, bases)
     base = _base(name, bases)
-    return Contestant(name, base, None, base.fingerprint, None)
+    return Contestant(name, name, base, None, base.fingerprint, None)
+
+
+def _base_and_place(name: str) -> tuple[str | None, str]:
+    """`BASE+PLACE` apart; a plus that is part of a path or URL is none between two."""
+    base, _, place = name.rpartition("+")
+    known = (Path(place) / CONFIG_FILE).is_file() or is_run(_run_and_checkpoint(place)[0])
+    return (base, place) if base and "://" not in base and known else (None, name)
+
+
+def _run_and_checkpoint(place: str) -> tuple[str, str | None]:
+    """`RUN@CHECKPOINT` apart; `24` is short for `00000024-trained`, `24-jumped` for `00000024-jumped`."""
+    run, at, checkpoint = place.rpartition("@")
+    if not at or "/" in checkpoint or ("://" not in place and is_run(place)):
+        return place, None
+    step, _, kind = checkpoint.partition("-")
+    return run, f"{int(step):08d}-{kind or 'trained'}" if step.isdecimal() and len(step) <= 8 else checkpoint
 
 
 def _base(name: str, bases: dict[str, PreparedModel]) -> PreparedModel:
     if name not in bases:
-        bases[name] = prepare_model(ModelSection(name=name), _not_cached)
+        try:
+            bases[name] = prepare_model(ModelSection(name=name), _not_cached)
+        except ModelError as error:  # whose own words are about a job's settings
+            raise ModelError(reworded(str(error))) from error
     return bases[name]
+
+
+def reworded(text: str) -> str:
+    """What is said about the job's setting, said about a model that the user named."""
+    return re.sub(r"([Pp])oint model\.name at", lambda found: "Name" if found[1] == "P" else "name", text).replace(
+        "model.name=", "the model "
+    )
 
 
 def _not_cached(spec: object, folder: Path) -> None:
     raise ModelError("The tiny model is not in the cache. `python -m next_ray.run` makes it.")
 
 
-def _with_adapter(label: str, base: PreparedModel, folder: Path) -> Contestant:
+def _with_adapter(name: str, base: PreparedModel, folder: Path) -> Contestant:
     opened = open_peft_folder(folder).adapter
     if opened.saved:
         raise CheckpointFormatError(
@@ -72,7 +135,7 @@ def _with_adapter(label: str, base: PreparedModel, folder: Path) -> Contestant:
         )
     adapter = read_peft_folder(folder)
     identity = f"{base.fingerprint}+{file_sha256(Path(opened.file.path))}+{file_sha256(folder / CONFIG_FILE)}"
-    return Contestant(label, base, _fitting(adapter, base, str(folder)), identity, _step_of(folder))
+    return Contestant(name, name, base, _fitting(adapter, base, str(folder)), identity, _step_of(folder))
 
 
 def _step_of(folder: Path) -> int | None:
@@ -81,20 +144,25 @@ def _step_of(folder: Path) -> int | None:
     return int(digits) if digits.isdecimal() and digits != step_folder(folder).name else None
 
 
-def _of_run(label: str, path: str, checkpoint: str | None, bases: dict[str, PreparedModel], endpoint_url: str | None) -> Contestant:
-    url = path if "://" in path else f"file://{Path(path).absolute()}"
+def _of_run(name: str, place: Location, base_name: str | None, bases: dict[str, PreparedModel]) -> Contestant:
+    url = place.run if "://" in place.run else f"file://{Path(place.run).absolute()}"
     root, _, run = url.rstrip("/").rpartition("/")
-    with CheckpointStore(root, run, endpoint_url) as store:
-        manifest = store.manifest(checkpoint) if checkpoint else store.latest()
+    with CheckpointStore(root, run, place.endpoint_url) as store:
+        manifest = store.manifest(place.checkpoint) if place.checkpoint else store.latest()
         if manifest is None:
             raise CheckpointFormatError(f"{store.url} holds no checkpoint. Give the run's URL, store.url followed by run.name.")
-        name = store.identity().get("model")
-        base = _base(name if isinstance(name, str) else "", bases)
+        trained_from = str(store.identity().get("model") or "")
+        if not (base_name or trained_from):
+            raise CheckpointFormatError(f"{store.url} does not name its base model. Write BASE+{place.run}.")
+        base = _base(base_name or trained_from, bases)
         if base.fingerprint != manifest.base_fingerprint:
-            raise CheckpointFormatError(f"{store.url}: {manifest.id} was trained from another {name} than the one that is here.")
+            raise CheckpointFormatError(
+                f"{store.url}: {manifest.id} was trained from {trained_from or 'another model'}, and the {base.name} that is here has "
+                f"other weights. Say where the right one is: BASE+{place.run}."
+            )
         adapter = store.load_adapter(manifest)
         identity = f"{base.fingerprint}+{manifest.objects['adapter'].sha256}"
-        return Contestant(label, base, _fitting(adapter, base, f"{store.url}, checkpoint {manifest.id}"), identity, manifest.step)
+        return Contestant(name, name, base, _fitting(adapter, base, f"{store.url}, checkpoint {manifest.id}"), identity, manifest.step)
 
 
 def _fitting(adapter: Adapter, base: PreparedModel, where: str) -> Adapter:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,9 @@ from next_ray.errors import ConfigError
 if TYPE_CHECKING:
     from next_ray.commands.problems import ProblemSet
     from next_ray.commands.sampling import Decoding
+    from next_ray.commands.scores import Rows
 
-RESULT_FILE, SAMPLES_FILE = "results.json", "samples.jsonl"
+RESULT_FILE = "results.json"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,41 +28,42 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_args(argv)
     _check_numbers(arguments)
-    from next_ray.commands.problems import load_set, parse_sets
+    from next_ray.commands.problems import Reading, load_set, parse_sets
 
     named = parse_sets(arguments.data, arguments.verifier, arguments.template)
-    sets = [load_set(benchmark, path, arguments.seed, arguments.limit) for benchmark, path in named]
+    sets = [load_set(benchmark, path, Reading(arguments.seed, arguments.limit, arguments.endpoint_url)) for benchmark, path in named]
     decoding = _decoding(arguments)
     from next_ray.commands.contestants import open_contestants
     from next_ray.commands.kept import KeptResults
     from next_ray.commands.progress import say, shown
     from next_ray.commands.sampling import fitting, read_all, sample_all
-    from next_ray.commands.scores import document, show
+    from next_ray.commands.scores import document, with_references
+    from next_ray.commands.tables import show
 
     with shown() as progress:
         progress("reading models", 0, None)
-        contestants = open_contestants(arguments.models, arguments.endpoint_url)
-        steps = _steps(arguments.steps, [contestant.step for contestant in contestants])
+        contestants = open_contestants(arguments.models, arguments.label, arguments.endpoint_url)
+        steps = arguments.steps or [contestant.step for contestant in contestants]
         sets, notes = fitting(sets, contestants, decoding)
-        identities = {contestant.label: contestant.identity for contestant in contestants}
+        identities = {contestant.name: contestant.identity for contestant in contestants}
         kept = KeptResults(arguments.output, {"models": identities, **_settings(sets, decoding)})
         sample_all(contestants, sets, decoding, kept, progress)
-    rows = {one.label: {problems.benchmark.name: read_all(one, problems, kept) for problems in sets} for one in contestants}
-    result = document(sets, rows, tuple(sorted(set(arguments.k))), dict(zip(identities, steps, strict=True)), arguments.seed)
+    rows = {one.name: {problems.benchmark.name: read_all(one, problems, kept) for problems in sets} for one in contestants}
+    result = document(with_references(contestants, steps), sets, rows, arguments.k, arguments.seed)
     reports = [*(problems.report for problems in sets), *notes]
     result = {"decoding": _stated(decoding), "notes": reports, **result}
-    lines = (
-        json.dumps({"model": label, "set": name, **row}) + "\n"
-        for label, by_set in rows.items()
-        for name, found in by_set.items()
-        for row in found
-    )
-    kept.write(SAMPLES_FILE, "".join(lines))
+    samples = kept.write_samples(_sample_rows(rows), as_parquet=arguments.parquet)
     kept.write(RESULT_FILE, json.dumps(result, indent=1, allow_nan=False) + "\n")
     for note in reports:
         say(note)
     show(result)
-    say(f"numbers in {arguments.output / RESULT_FILE}, samples in {arguments.output / SAMPLES_FILE}")
+    say(f"numbers in {arguments.output / RESULT_FILE}, samples in {samples}")
+
+
+def _sample_rows(rows: Rows) -> Iterator[dict[str, Any]]:
+    for name, by_set in rows.items():
+        for set_name, found in by_set.items():
+            yield from ({"model": name, "set": set_name, **row} for row in found)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,8 +78,8 @@ def _parser() -> argparse.ArgumentParser:
         "models",
         nargs="+",
         metavar="MODEL",
-        help="a model folder, a hub id, tiny, BASE+ADAPTER_FOLDER, an adapter folder that names its base, or a run of our store (RUN or "
-        "RUN@CHECKPOINT)",
+        help="a model folder, a hub id, tiny, an adapter folder, or a run of our store (RUN, RUN@CHECKPOINT or RUN@STEP); BASE+ before "
+        "an adapter or a run says where its base is",
     )
     add(
         "--data",
@@ -93,7 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--top-p", type=float, default=1.0, metavar="P", help="nucleus sampling (default 1: all)")
     add("--max-tokens", type=int, default=4096, metavar="N", help="completions are cut at this many tokens (default 4096)")
     add("--max-prompt-tokens", type=int, default=1024, metavar="N", help="longer prompts are left out, and counted (default 1024)")
-    add("--k", type=int, nargs="+", default=[1, 8], metavar="K", help="pass@k and maj@k of these k (default 1 8)")
+    add("--k", type=int, nargs="+", metavar="K", help="pass@k and maj@k of these k (default 1 and --samples)")
+    add("--label", nargs="+", metavar="TEXT", help="what tables call each model (default: the end of its name)")
     add("--steps", type=int, nargs="+", metavar="STEPS", help="RL steps of each model, 0 for a base (default: what checkpoints say)")
     add("--seed", type=int, default=0, metavar="N", help="seed of samples, option order and intervals (default 0)")
     add("--limit", type=int, metavar="N", help="only the first N problems of every set")
@@ -103,7 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="number format of the engine's weights")
     add("--threads", type=int, default=1, metavar="N", help="CPU threads of the engine (CPU only)")
     add("--kv-cache-gib", type=float, default=0.5, metavar="GIB", help="key-value cache on CPU (default 0.5)")
-    add("--endpoint-url", metavar="URL", help="S3 server other than AWS, for runs of a store")
+    add("--parquet", action="store_true", help="write the samples as samples.parquet in place of samples.jsonl")
+    add("--endpoint-url", metavar="URL", help="S3 server other than AWS, for runs of a store and for problems")
     return parser
 
 
@@ -115,17 +119,24 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
     if not (math.isfinite(arguments.temperature) and arguments.temperature >= 0):
         raise ConfigError(f"--temperature must be at least 0, got {arguments.temperature}.")
     if arguments.temperature == 0 and arguments.samples > 1:
-        raise ConfigError("--temperature 0 gives the same completion every time. Add --samples 1 --k 1.")
+        raise ConfigError("--temperature 0 gives the same completion every time. Add --samples 1.")
     if not 0 < arguments.top_p <= 1:
         raise ConfigError(f"--top-p must be above 0 and at most 1, got {arguments.top_p}.")
     if not (math.isfinite(arguments.kv_cache_gib) and arguments.kv_cache_gib > 0):
         raise ConfigError(f"--kv-cache-gib must be above 0, got {arguments.kv_cache_gib}.")
+    arguments.k = sorted({1, arguments.samples} if arguments.k is None else {*arguments.k})
     if wrong := [k for k in arguments.k if not 1 <= k <= arguments.samples]:
         raise ConfigError(f"--k {wrong[0]} needs at least as many samples; there are {arguments.samples} (--samples).")
     if arguments.seed < 0:
         raise ConfigError(f"--seed must be at least 0, got {arguments.seed}.")
-    if arguments.steps is not None and len(arguments.steps) != len(arguments.models):
-        raise ConfigError(f"--steps has {len(arguments.steps)} numbers for {len(arguments.models)} models. Give one for each.")
+    for name in ("steps", "label"):
+        given = getattr(arguments, name)
+        if given is not None and len(given) != len(arguments.models):
+            raise ConfigError(f"--{name} is given for {len(given)} of {len(arguments.models)} models. Give one for each.")
+    if len(set(arguments.label or ())) < len(arguments.label or ()):
+        raise ConfigError("--label: every model needs a label of its own.")
+    if min(arguments.steps or (0,)) < 0:
+        raise ConfigError(f"--steps must be at least 0, got {min(arguments.steps)}.")
 
 
 def _decoding(arguments: argparse.Namespace) -> Decoding:
@@ -147,10 +158,6 @@ def _decoding(arguments: argparse.Namespace) -> Decoding:
         data=DataSection(system_prompt=arguments.system_prompt, max_prompt_tokens=arguments.max_prompt_tokens),
         rollout=RolloutSection(threads=arguments.threads, dtype=dtype, kv_cache_gib=arguments.kv_cache_gib),
     )
-
-
-def _steps(given: Sequence[int] | None, known: Sequence[int | None]) -> list[int | None]:
-    return list(known) if given is None else [*given]
 
 
 def _settings(sets: Sequence[ProblemSet], decoding: Decoding) -> dict[str, Any]:

@@ -5,14 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from next_ray.data.parquet import parquet_bytes
 from next_ray.errors import ConfigError
 
 SETTINGS_FILE = "settings.json"
 PARTS = "parts"
+COLUMNS = {
+    **dict.fromkeys(("model", "set", "prompt_id"), "string"),
+    "sample": "int32",
+    **dict.fromkeys(("answer", "completion", "vote"), "string"),
+    "correct": "float64",
+    **dict.fromkeys(("verdict", "finish"), "string"),
+    "tokens": "int32",
+}
+"""Of the samples as a table, with Arrow's names of their types."""
 
 
 class KeptResults:
@@ -48,12 +58,18 @@ class KeptResults:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         self.write(str(self._part(identity, name, block).relative_to(self.folder)), text)
 
-    def write(self, name: str, text: str) -> Path:
+    def write_samples(self, rows: Iterable[Mapping[str, Any]], as_parquet: bool) -> Path:
+        """Write all samples, `samples.jsonl` or `samples.parquet`; returns where."""
+        if as_parquet:
+            return self.write("samples.parquet", parquet_bytes(rows, COLUMNS))
+        return self.write("samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def write(self, name: str, content: str | bytes) -> Path:
         """Write a file of the folder, whole or not at all."""
         path = self.folder / name
         draft = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            draft.write_text(text, encoding="utf-8")
+            draft.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
             os.replace(draft, path)
         except OSError as error:
             raise ConfigError(f"{path} could not be written: {error.strerror or error}. The same command goes on once it can be.") from None

@@ -49,22 +49,32 @@ def parse_sets(texts: Sequence[str], verifiers: Sequence[str], template: str | N
     return list(found.values())
 
 
-def load_set(benchmark: Benchmark, path: str, seed: int, limit: int | None = None) -> ProblemSet:
-    """Read a set by the loader that training uses, the first `limit` problems of it.
+@dataclass(frozen=True)
+class Reading:
+    """How sets are read: the seed of option orders, how many problems at most, and the S3 server other than AWS."""
+
+    seed: int = 0
+    limit: int | None = None
+    endpoint_url: str | None = None
+
+
+def load_set(benchmark: Benchmark, path: str, reading: Reading) -> ProblemSet:
+    """Read a set by the loader that training uses.
 
     Raises:
         DataError: the file is missing, unreachable or malformed.
     """
     source = FileSource(path=path)
     try:
-        loaded = load_problems(source, seed, benchmark.verifier)
+        options = {"endpoint_url": reading.endpoint_url} if reading.endpoint_url else {}
+        loaded = load_problems(source, reading.seed, benchmark.verifier, options)
     except DataError as error:
         text = str(error).replace("data.train.path or data.held_out.path", f"--data {benchmark.name}=PATH")
         hint = ""
         if path.startswith("hf://"):
             hint = f" Without access to the hub, give the set as a file: --data {benchmark.name}=PATH (.jsonl, .json, .parquet or .csv)."
         raise DataError(text + hint) from error
-    prompts = tuple(_worded(prompt, benchmark.template) for prompt in loaded.prompts[:limit])
+    prompts = tuple(_worded(prompt, benchmark.template) for prompt in loaded.prompts[: reading.limit])
     return ProblemSet(benchmark, path, prompts, f"{benchmark.name}: {loaded.report}")
 
 

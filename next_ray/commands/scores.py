@@ -1,15 +1,14 @@
-"""From judged samples to the numbers of an evaluation, and their tables."""
+"""From judged samples to the numbers of an evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
+from next_ray.commands.contestants import Contestant
 from next_ray.commands.problems import ProblemSet
 from next_ray.evaluate.comparing import compare
 from next_ray.evaluate.metrics import bootstrap, icer, pass_per_prompt
@@ -20,22 +19,53 @@ Rows = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
 """Model to set to samples, in the prompts' order."""
 
 
-def document(sets: Sequence[ProblemSet], rows: Rows, ks: Sequence[int], steps: Mapping[str, int | None], seed: int) -> dict[str, Any]:
-    """All numbers: every model on every set and group, macro averages with steps and ICER against the first model, paired comparison.
+@dataclass(frozen=True)
+class Judged:
+    """A model and what it is measured against: `reference` is the position of that model, None where there is none."""
 
-    ICER is given where the first model is a base (steps 0, or none known) and the other's steps are known.
+    contestant: Contestant
+    steps: int | None
+    reference: int | None
+
+
+def with_references(contestants: Sequence[Contestant], steps: Sequence[int | None]) -> list[Judged]:
+    """Every model with the one it is measured against: an adapter with its base where that is judged too, any other with the first.
+
+    The base of an adapter is measured against nothing, and so is an adapter on another base than the first model's whose own is not
+    judged: a difference would say nothing.
     """
-    models = []
-    for label, by_set in rows.items():
-        results = {one.benchmark.name: _result(one, by_set[one.benchmark.name], ks, seed) for one in sets}
+    bare = {one.base.fingerprint: i for i, one in reversed([*enumerate(contestants)]) if one.adapter is None}
+    trained = {one.base.fingerprint for one in contestants if one.adapter is not None}
+    first = contestants[0].base.fingerprint
+    judged = []
+    for number, (one, known) in enumerate(zip(contestants, steps, strict=True)):
+        base = one.base.fingerprint
+        known_base = bare.get(base) if one.adapter is not None else None
+        comparable = base == first if one.adapter is not None else base not in trained
+        reference = known_base if known_base is not None else (0 if comparable else None)
+        judged.append(Judged(one, known, None if reference == number else reference))
+    return judged
+
+
+def document(judged: Sequence[Judged], sets: Sequence[ProblemSet], rows: Rows, ks: Sequence[int], seed: int) -> dict[str, Any]:
+    """All numbers: every model on every set and group, averages over sets, gain and ICER against the reference, paired comparison.
+
+    ICER is given where the reference is a base (steps 0, or none known) and the model's own steps are known.
+    """
+    models: list[dict[str, Any]] = []
+    for one in judged:
+        by_set = rows[one.contestant.name]
+        results = {each.benchmark.name: _result(each, by_set[each.benchmark.name], ks, seed) for each in sets}
         macro = float(np.mean([result["avg"]["mean"] for result in results.values()]))
-        models.append({"model": label, "steps": steps[label], "sets": results, "macro_avg": macro})
-    first = models[0]
-    for model in models[1:]:
-        gain = model["macro_avg"] - first["macro_avg"]
-        known = not first["steps"] and model["steps"] is not None
-        model["gain"] = gain
-        model["icer"] = icer(model["steps"], gain) if known else None
+        facts = {"model": one.contestant.name, "label": one.contestant.label, "base": one.contestant.base.name, "steps": one.steps}
+        models.append({**facts, "sets": results, "macro_avg": macro})
+    for model, one in zip(models, judged, strict=True):
+        if one.reference is None:
+            continue
+        reference = models[one.reference]
+        gain = model["macro_avg"] - reference["macro_avg"]
+        ratio = icer(one.steps, gain) if one.steps is not None and not reference["steps"] else None
+        model |= {"against": reference["label"], "gain": gain, "icer": ratio}
     comparisons = _comparisons(sets, rows, seed) if len(models) == 2 else {}
     return {"models": models, "comparison": comparisons}
 
@@ -52,6 +82,8 @@ def _result(problems: ProblemSet, rows: Sequence[Mapping[str, Any]], ks: Sequenc
     result["groups"] = {
         name: _scores([correct[i] for i in chosen], [votes[i] for i in chosen], ks, seed) for name, chosen in sorted(groups.items())
     }
+    if groups:
+        result["macro_over_groups"] = float(np.mean([found["avg"]["mean"] for found in result["groups"].values()]))
     return result
 
 
@@ -80,54 +112,3 @@ def _comparisons(sets: Sequence[ProblemSet], rows: Rows, seed: int) -> dict[str,
         )
         for one in sets
     }
-
-
-def show(result: Mapping[str, Any]) -> None:
-    """Tables on stdout."""
-    console = Console()
-    decoding, models = result["decoding"], result["models"]
-    title = f"{decoding['samples']} samples, temperature {decoding['temperature']:g}, top_p {decoding['top_p']:g}, "
-    title += f"{decoding['max_tokens']} tokens; percent, 95 % intervals over prompts"
-    ks = list(next(iter(models[0]["sets"].values()))["pass"])
-    table = Table(title=title, title_justify="left")
-    table.add_column("set")
-    table.add_column("model", overflow="fold")
-    for column in ("prompts", f"avg@{decoding['samples']}", *(f"{what}@{k}" for what in ("pass", "maj") for k in ks)):
-        table.add_column(column, justify="right")
-    for name in models[0]["sets"]:
-        for model in models:
-            scores = model["sets"][name]
-            for group, found in ((name, scores), *((f"  {group}", found) for group, found in scores["groups"].items())):
-                cells = [found["avg"], *(found[what][k] for what in ("pass", "maj") for k in ks)]
-                table.add_row(group, model["model"], str(found["prompts"]), *map(_interval, cells))
-    console.print(table)
-    console.print(_summary(models))
-    for name, found in result["comparison"].items():
-        interval = f"[{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
-        console.print(
-            f"{name}: the second model minus the first {100 * found['difference']:+.1f} {interval}, p = {found['p_value']:.4f}",
-            markup=False,
-        )
-
-
-def _summary(models: Sequence[Mapping[str, Any]]) -> Table:
-    """One line a model, as in the paper's tables 3 and 4: every set, the average over sets, steps and ICER."""
-    table = Table(title="average over sets; ICER: steps per point gained over the first model", title_justify="left")
-    table.add_column("model", overflow="fold")
-    for column in (*models[0]["sets"], "average", "steps", "ICER"):
-        table.add_column(column, justify="right")
-    for model in models:
-        means = [f"{100 * scores['avg']['mean']:.1f}" for scores in model["sets"].values()]
-        steps = "" if model["steps"] is None else str(model["steps"])
-        table.add_row(model["model"], *means, f"{100 * model['macro_avg']:.1f}", steps, _icer(model))
-    return table
-
-
-def _icer(model: Mapping[str, Any]) -> str:
-    if model.get("icer") is not None:
-        return f"{model['icer']:.1f}"
-    return "no gain" if model.get("gain", 1.0) <= 0 else ""
-
-
-def _interval(value: Mapping[str, float]) -> str:
-    return f"{100 * value['mean']:.1f} ({100 * value['low']:.1f}-{100 * value['high']:.1f})"

@@ -58,6 +58,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _candidates_go_beside_full_weights(self) -> Config:
+        others = sorted({method for method, _ in self.extrapolation.proposals} - {"next"})
+        if self.learner.mode == "full" and self.extrapolation.enabled and others:
+            raise ValueError(
+                f"learner.mode=full: a running job proposes candidates of rank 1 only, which {others[0]!r} does not make. Set "
+                "extrapolation.methods to [next], or try other methods on the finished run's checkpoints (python -m next_ray.extrapolate)."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _ahead_is_not_deterministic(self) -> Config:
         if self.rollout.max_staleness and self.run.deterministic:
             raise ValueError(

@@ -145,8 +145,10 @@ class LearnerSection(Section):
     """DeepSpeed ranks: actors of one gang in one placement group."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage."""
+    mode: Literal["lora", "full"] = "lora"
+    """What is trained: an adapter, or all weights of the model (docs/full-parameters.md)."""
     lora: LoraSection = LoraSection()
-    """The adapter that is trained."""
+    """The adapter that is trained (mode lora)."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Number format of the forward pass (auto as in rollout.dtype); master weights and moments are float32 in any case."""
     lr: float = Field(default=5e-4, gt=0)

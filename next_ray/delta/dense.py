@@ -120,21 +120,24 @@ class DenseHistory:
             raise ValueError(f"horizon must be at least 1, got {horizon}")
         result: list[ModuleTriplets] = []
         for i in range(1, self.num_checkpoints + 1):
-            before = result[-1] if result else None
-            delta = self._delta(i, 0)
-            norm = float(np.linalg.norm(delta))
-            found = leading_triplet(torch.from_numpy(delta).to(self.device), self.tolerance, before and before.global_.v).triplet
-            del delta
-            global_ = align(found, before.global_ if before else None)
-            local = align(self.leading(i, i - 1, before.local.v).triplet, global_) if before else global_
-            target = None
-            if i > horizon:
-                guess = before.target.v if before and before.target else local.v
-                found = local if horizon == 1 else self.leading(i, i - horizon, guess).triplet
-                target = align(found, result[i - horizon - 1].global_)
-            share = (global_.sigma / norm) ** 2 if norm > 0.0 else 0.0
-            result.append(ModuleTriplets(global_, local, target, float("nan"), share))
+            result.append(self.triplets_at(i, horizon, result[-1] if i > 1 else None, result[i - horizon - 1] if i > horizon else None))
         return result
+
+    def triplets_at(self, i: int, horizon: int, before: ModuleTriplets | None, origin: ModuleTriplets | None) -> ModuleTriplets:
+        """The triplets of checkpoint i: `before` are those of i - 1 (None for the first), `origin` those of i - k (None while i <= k)."""
+        delta = self._delta(i, 0)
+        norm = float(np.linalg.norm(delta))
+        found = leading_triplet(torch.from_numpy(delta).to(self.device), self.tolerance, before and before.global_.v).triplet
+        del delta
+        global_ = align(found, before.global_ if before else None)
+        local = align(self.leading(i, i - 1, before.local.v).triplet, global_) if before else global_
+        target = None
+        if origin is not None:
+            guess = before.target.v if before and before.target else local.v
+            found = local if horizon == 1 else self.leading(i, i - horizon, guess).triplet
+            target = align(found, origin.global_)
+        share = (global_.sigma / norm) ** 2 if norm > 0.0 else 0.0
+        return ModuleTriplets(global_, local, target, float("nan"), share)
 
     def truncated(self, num_checkpoints: int) -> DenseHistory:
         """The first checkpoints alone."""

@@ -1,9 +1,9 @@
-"""One rank of the learner gang: policy-gradient updates of a LoRA adapter on DeepSpeed. Plain Python, no Ray."""
+"""One rank of the learner gang: policy-gradient updates of a LoRA adapter or of all weights on DeepSpeed. Plain Python, no Ray."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal
@@ -14,17 +14,17 @@ from torch import Tensor
 
 from next_ray.learn.batches import TrainingBatch, token_batch, training_batch
 from next_ray.learn.engine import join_process_group, leave_process_group, quiet, start_engine
-from next_ray.learn.lora import initial_weights, lora_parameters
 from next_ray.learn.losses import Denominators, kl_penalty, token_weights
 from next_ray.learn.masters import Masters, open_masters
 from next_ray.learn.meter import Meter
 from next_ray.learn.objective import Inputs, micro_batch_loss, sums_to_go, whitened
 from next_ray.learn.packing import Versions
-from next_ray.learn.policy import PolicySpec, load_policy
+from next_ray.learn.policy import Policy, PolicySpec, load_policy
 from next_ray.learn.schedule import Rewarm, learning_rate
 from next_ray.learn.spec import LearnerSpec
-from next_ray.learn.state import Progress, as_adapter, moments_of, progress_of, weights_of
-from next_ray.types import Adapter, Group, LearnerState, LoraFactors, MicroBatch, MiniBatch, UpdatePlan
+from next_ray.learn.state import Progress, progress_of
+from next_ray.learn.trained import Trained, TrainedAdapter, TrainedWeights
+from next_ray.types import Adapter, Group, LearnerState, MicroBatch, MiniBatch, UpdatePlan, Weights
 
 __all__ = ["DeepSpeedLearner", "LearnerSpec", "Progress"]
 
@@ -48,7 +48,6 @@ class DeepSpeedLearner:
     def __init__(self, spec: LearnerSpec) -> None:
         """Join the gang, load the model and start at a fresh adapter; raises `ModelError`, `ConfigError`."""
         self.spec = spec
-        self._scale = spec.learner.lora.alpha / spec.learner.lora.rank
         self.progress = Progress()
         self._engine: Any = None
         self._device = torch.device("cpu" if spec.device == "cpu" else "cuda:0")
@@ -70,26 +69,37 @@ class DeepSpeedLearner:
     def _start(self) -> None:
         spec, cfg = self.spec, self.spec.learner
         join_process_group(spec.rank, spec.world_size, spec.master_addr, spec.master_port, spec.device)
-        dtype = torch.bfloat16 if cfg.dtype == "bfloat16" else torch.float32
         with quiet():
-            self._policy = load_policy(
-                PolicySpec(
-                    model_path=spec.model_path,
-                    lora=cfg.lora,
-                    dtype=dtype,
-                    temperature=spec.temperature,
-                    gradient_checkpointing=cfg.gradient_checkpointing,
-                    trust_remote_code=spec.trust_remote_code,
-                    on_cpu=spec.device == "cpu",
-                    entropy_gradient=spec.algorithm.entropy_coef > 0,
-                )
-            )
-            parameters = lora_parameters(self._policy.model)
+            self._policy = self._load_policy()
+            parameters = self._policy.trained_parameters()
             shapes = {name: tuple(p.shape) for name, p in parameters.items()}
             self._engine = start_engine(self._policy, cfg)
-        self._shapes = shapes
+            self._frozen = self._load_reference() if cfg.mode == "full" and spec.algorithm.kl_coef > 0 else None
         self._masters: Masters = open_masters(self._engine, parameters, cfg.zero_stage)
-        self._masters.write_weights(initial_weights(shapes, spec.seed))
+        self._trained: Trained = (
+            TrainedAdapter(self._masters, shapes, cfg.lora, spec.seed)
+            if cfg.mode == "lora"
+            else TrainedWeights(self._masters, shapes, spec.engine_dtype, is_first=spec.rank == 0)
+        )
+
+    def _load_policy(self) -> Policy:
+        spec, cfg = self.spec, self.spec.learner
+        return load_policy(
+            PolicySpec(
+                model_path=spec.model_path,
+                lora=cfg.lora if cfg.mode == "lora" else None,
+                dtype=torch.bfloat16 if cfg.dtype == "bfloat16" else torch.float32,
+                temperature=spec.temperature,
+                gradient_checkpointing=cfg.gradient_checkpointing,
+                trust_remote_code=spec.trust_remote_code,
+                on_cpu=spec.device == "cpu",
+                entropy_gradient=spec.algorithm.entropy_coef > 0,
+            )
+        )
+
+    def _load_reference(self) -> Policy:
+        """The base model, frozen: what the KL term is measured from where the trained weights have left it."""
+        return self._load_policy().requires_grad_(requires_grad=False).eval().to(self._device)
 
     def __enter__(self) -> DeepSpeedLearner:
         return self
@@ -190,6 +200,9 @@ class DeepSpeedLearner:
         return kl_penalty(old, self._reference(step.batch), self.spec.algorithm.kl_estimator)
 
     def _reference(self, batch: TrainingBatch) -> Tensor:
+        if self._frozen is not None:
+            with torch.no_grad():
+                return self._frozen(batch.tokens.input_ids, batch.tokens.select, batch.tokens.targets)[0]
         with self._policy.base_model():
             return self._evaluate(batch)
 
@@ -227,41 +240,44 @@ class DeepSpeedLearner:
 
     # State ----------------------------------------------------------------------------------------------------------------
 
-    def adapter(self) -> dict[str, LoraFactors]:
-        """The float32 master weights as an adapter, on every rank."""
-        return as_adapter(self._masters.weights(), self._scale)
+    def policy(self) -> Any:
+        """What engines serve: the float32 adapter, on every rank, or an iterator of the weights' parts (`TrainedWeights.policy`)."""
+        return self._trained.policy()
+
+    def policy_beside(self, adapter: Adapter) -> Iterator[Weights]:
+        """The trained weights with an adapter added, by parts; nothing that is trained changes. Mode full only."""
+        assert isinstance(self._trained, TrainedWeights)
+        return self._trained.beside(adapter)
+
+    @property
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """(O, I) of every layer that an adapter may be for."""
+        return {name: (layer.out_features, layer.in_features) for name, layer in self._policy.linear_layers().items()}
 
     def snapshot(self) -> LearnerState:
-        """Everything that `restore` needs, unpartitioned, on every rank."""
-        moments = {name: value.numpy() for name, value in self._masters.moments().items()}
+        """Everything that `restore` needs, unpartitioned."""
         scalars = {name: float(value) for name, value in vars(self.progress).items()}
-        return LearnerState(adapter=self.adapter(), moments=moments, scalars=scalars | {"adam_step": float(self._masters.adam_step())})
+        return self._trained.snapshot(scalars | {"adam_step": float(self._masters.adam_step())})
 
     def restore(self, state: LearnerState) -> None:
         """Go on exactly where `snapshot` was taken, on any number of ranks and at any ZeRO stage.
 
-        Raises `ConfigError` when the state's adapter does not fit the configured one.
+        Raises `ConfigError` when the state does not fit what is trained.
         """
-        weights = weights_of(state.adapter, self._shapes, self._scale)
-        moments = moments_of(state, self._shapes)
-        self._masters.write_weights(weights)
-        self._masters.write_moments(moments, int(state.scalars["adam_step"]))
+        self._trained.restore(state)
         self.progress = progress_of(state)
 
     def adopt(self, adapter: Adapter, moments: Literal["reset", "keep"], warmup_steps: int) -> dict[str, float]:
-        """Go on from another adapter: bring it to the trained rank, load it, and warm the learning rate up again.
+        """Go on from a candidate and warm the learning rate up again; see `Trained.move`.
 
         Adam's moments are zeroed or kept as they are. Returns `truncation_error`, the relative Frobenius error of the
-        recompression.
+        recompression to the trained rank.
         """
-        from next_ray.extrapolate.recompress import recompress
-
-        recompressed = recompress(adapter, self.spec.learner.lora.rank, self.adapter())
-        self._masters.write_weights(weights_of(recompressed.adapter, self._shapes, self._scale))
+        truncation_error = self._trained.move(adapter)
         if moments == "reset":
             self._masters.write_moments(None, 0)
         self.progress = replace(self.progress, rewarm_start=self.progress.position, rewarm_steps=warmup_steps)
-        return {"truncation_error": recompressed.truncation_error}
+        return {"truncation_error": truncation_error}
 
     # Log-probabilities ----------------------------------------------------------------------------------------------------
 
@@ -275,7 +291,8 @@ class DeepSpeedLearner:
     ) -> list[np.ndarray]:
         """Log-probabilities float32 [T] of each completion after its prompt (token ids), temperature applied as in training.
 
-        With `adapter` (any rank; an empty one is the base) under that one instead of the trained one, which is not touched.
+        With `adapter` (any rank; an empty one is the base) under that one instead of the trained one, which is not touched; beside the
+        trained weights where all are trained.
         Batches hold `batch_tokens` padded tokens (None: those of training). Every rank computes everything and returns it.
         """
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]) - len(completions[i]))

@@ -1,13 +1,14 @@
 """DeepSpeed's float32 master weights and Adam moments, unpartitioned, whatever the ZeRO stage.
 
 Who holds them: stage 0 float32 the parameter itself; stage 0 bfloat16 `FP16_UnfusedOptimizer` (one master per parameter);
-stages 1 and 2 a flat partition per rank; stage 3 flat partitions per sub group. Names are `<module>.lora_A|lora_B`.
+stages 1 and 2 a flat partition per rank; stage 3 flat partitions per sub group. Names are `<module>.lora_A|lora_B`, or
+those of the model's own parameters where all of them are trained.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -46,11 +47,11 @@ class Masters(ABC):
 
     def weights(self) -> dict[str, Tensor]:
         """All masters, float32 on CPU."""
-        return {name: self._fetch(parameter, None) for name, parameter in self.parameters.items()}
+        return {name: self.fetch(name) for name in self.parameters}
 
     def moments(self) -> dict[str, Tensor]:
         """All moments as `<name>.exp_avg` and `<name>.exp_avg_sq`, float32 on CPU."""
-        return {f"{name}.{key}": self._fetch(parameter, key) for name, parameter in self.parameters.items() for key in MOMENTS}
+        return {f"{name}.{key}": self.fetch(name, key) for name in self.parameters for key in MOMENTS}
 
     def adam_step(self) -> int:
         """Steps Adam has counted since its moments were last reset: the exponent of its bias correction."""
@@ -58,9 +59,9 @@ class Masters(ABC):
 
     @torch.no_grad()
     def write_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Replace all masters and the model's copies of them."""
-        for name, parameter in self.parameters.items():
-            self._set(parameter, weights[name], None)
+        """Replace the masters that are named and the model's copies of them."""
+        for name, value in weights.items():
+            self._set(self.parameters[name], value, None)
         self._refresh_model(weights)
 
     @torch.no_grad()
@@ -72,12 +73,18 @@ class Masters(ABC):
             for key in MOMENTS:
                 state[key].zero_()
         if moments is not None:
-            for name, parameter in self.parameters.items():
-                for key in MOMENTS:
-                    self._set(parameter, moments[f"{name}.{key}"], key)
+            self.update_moments(self.parameters, moments)
 
-    def _fetch(self, parameter: nn.Parameter, moment: str | None) -> Tensor:
-        return self._get(parameter, moment).detach().to("cpu", torch.float32, copy=True)
+    @torch.no_grad()
+    def update_moments(self, names: Iterable[str], moments: Mapping[str, Tensor]) -> None:
+        """Replace the moments of some parameters."""
+        for name in names:
+            for key in MOMENTS:
+                self._set(self.parameters[name], moments[f"{name}.{key}"], key)
+
+    def fetch(self, name: str, moment: str | None = None) -> Tensor:
+        """A whole master (moment None) or moment, float32 on CPU, the caller's own."""
+        return self._get(self.parameters[name], moment).detach().to("cpu", torch.float32, copy=True)
 
 
 class WholeMasters(Masters):
@@ -105,8 +112,9 @@ class WholeMasters(Masters):
         self._get(parameter, moment).data.copy_(value)
 
     def _refresh_model(self, weights: Mapping[str, Tensor]) -> None:
-        for parameter, master in self._master.items():
-            parameter.data.copy_(master.data)
+        for name in weights:
+            parameter = self.parameters[name]
+            parameter.data.copy_(self._master[parameter].data)
 
 
 class FlatMasters(Masters):
@@ -165,9 +173,10 @@ class ShardedMasters(FlatMasters):
     def _refresh_model(self, weights: Mapping[str, Tensor]) -> None:
         from deepspeed.runtime.zero import GatheredParameters
 
-        with GatheredParameters(list(self.parameters.values()), modifier_rank=0):
+        named = {name: self.parameters[name] for name in weights}
+        with GatheredParameters(list(named.values()), modifier_rank=0):
             if torch.distributed.get_rank() == 0:
-                for name, parameter in self.parameters.items():
+                for name, parameter in named.items():
                     parameter.data.copy_(weights[name])
 
 

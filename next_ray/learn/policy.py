@@ -1,4 +1,4 @@
-"""The model under training: a causal language model with a LoRA adapter, giving log-probabilities of completion tokens.
+"""The model under training: a causal language model, with a LoRA adapter or bare, giving log-probabilities of completion tokens.
 
 Shape legend: S sequences, L padded length, N completion tokens, D hidden size, V vocabulary.
 """
@@ -6,7 +6,7 @@ Shape legend: S sequences, L padded length, N completion tokens, D hidden size, 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +17,20 @@ from next_ray.config import LoraSection
 from next_ray.errors import ModelError
 from next_ray.learn.attention import register_short_causal
 from next_ray.learn.logprobs import token_logprobs
-from next_ray.learn.lora import add_adapter, delta_hook, lora_layers
+from next_ray.learn.lora import add_adapter, delta_hook, lora_layers, lora_parameters
 from next_ray.types import Adapter
 
 
 class Policy(nn.Module):
-    """Wraps a PEFT model so that one call maps tokens to log-probabilities; the head only sees the selected positions."""
+    """Wraps a PEFT model, or one that is trained whole, so that one call maps tokens to log-probabilities.
 
-    def __init__(self, model: Any, temperature: float, entropy_gradient: bool = False) -> None:
+    The head only sees the selected positions.
+    """
+
+    def __init__(self, model: Any, temperature: float, entropy_gradient: bool = False, has_adapter: bool = True) -> None:
         super().__init__()
         self.model = model
+        self.has_adapter = has_adapter
         self.temperature = temperature
         self.entropy_gradient = entropy_gradient
         self._select: Tensor | None = None
@@ -49,32 +53,46 @@ class Policy(nn.Module):
 
     @contextmanager
     def base_model(self) -> Iterator[None]:
-        """Inside, the adapter is switched off: the reference policy."""
-        with self.model.disable_adapter():
+        """Inside, the adapter is switched off: the reference policy. Without one nothing changes."""
+        with self.model.disable_adapter() if self.has_adapter else nullcontext():
             yield
 
     @contextmanager
     def other_adapter(self, adapter: Adapter) -> Iterator[None]:
-        """Inside, `adapter` (any rank and scale) takes the place of the trained one, whose weights are not touched."""
-        layers = lora_layers(self.model)
+        """Inside, `adapter` (any rank and scale) takes the place of the trained one, or stands beside the trained weights."""
+        layers = self.linear_layers()
         unknown = sorted(set(adapter) - set(layers))
         if unknown:
-            raise ModelError(f"The adapter has factors for {unknown[0]!r}, but the learner's adapter has only {sorted(layers)}.")
+            raise ModelError(f"The adapter has factors for {unknown[0]!r}, but the learner has only {sorted(layers)}.")
         handles = [layers[name].register_forward_hook(delta_hook(factors)) for name, factors in adapter.items()]
         try:
-            with self.model.disable_adapter():
+            with self.base_model():
                 yield
         finally:
             for handle in handles:
                 handle.remove()
 
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """The adapter's factors as `<module>.lora_A|lora_B`, or all parameters by their own names, each once."""
+        return lora_parameters(self.model) if self.has_adapter else dict(self.model.named_parameters())
+
+    def linear_layers(self) -> dict[str, Any]:
+        """The layers that an adapter may be for, by the base model's names: never the output head."""
+        if self.has_adapter:
+            return lora_layers(self.model)
+        head = self.model.get_output_embeddings()
+        return {name: module for name, module in self.model.named_modules() if isinstance(module, nn.Linear) and module is not head}
+
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """How to build the policy from a local model folder; entropies carry a gradient only with `entropy_gradient`."""
+    """How to build the policy from a local model folder: with an adapter, or (None) to train all weights.
+
+    Entropies carry a gradient only with `entropy_gradient`.
+    """
 
     model_path: str
-    lora: LoraSection
+    lora: LoraSection | None
     dtype: torch.dtype
     temperature: float
     gradient_checkpointing: bool
@@ -84,7 +102,7 @@ class PolicySpec:
 
 
 def load_policy(spec: PolicySpec) -> Policy:
-    """Load the base model, switch dropout off and add the adapter; raises `ModelError` or `ConfigError`.
+    """Load the base model, switch dropout off and add the adapter if there is one; raises `ModelError` or `ConfigError`.
 
     No attention mask is ever passed: right padding and causality keep padding out of every token that counts.
     """
@@ -101,8 +119,9 @@ def load_policy(spec: PolicySpec) -> Policy:
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"The learner cannot load the model at {spec.model_path!r}: {error}") from error
-    peft_model = add_adapter(model, spec.lora)
+    trained = model if spec.lora is None else add_adapter(model, spec.lora)
     if spec.gradient_checkpointing:
-        peft_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        trained.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     # Dropout is off everywhere; only checkpointing asks for training mode.
-    return Policy(peft_model, spec.temperature, spec.entropy_gradient).train(spec.gradient_checkpointing)
+    policy = Policy(trained, spec.temperature, spec.entropy_gradient, has_adapter=spec.lora is not None)
+    return policy.train(spec.gradient_checkpointing)

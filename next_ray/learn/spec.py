@@ -13,7 +13,7 @@ class LearnerSpec:
     """The start of one rank; all ranks get the same but for `rank`. `model_path` is a local folder.
 
     `total_optimizer_steps` is the run's number of mini batches, the learning rate schedule's length; completions have at most
-    `max_response_tokens`.
+    `max_response_tokens`. `engine_dtype` is the number format in which full weights are handed to the engines.
     """
 
     model_path: str
@@ -30,3 +30,4 @@ class LearnerSpec:
     device: Literal["cpu", "gpu"]
     deterministic: bool
     trust_remote_code: bool = False
+    engine_dtype: Literal["bfloat16", "float16", "float32"] = "float32"

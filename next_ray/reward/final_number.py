@@ -11,6 +11,10 @@ TAIL_CHARS = 400
 FINAL_NUMBER = re.compile(r"(?<![\w.,])([+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?)$", re.ASCII)
 CLOSING = " \t\r\n.!*_`$)]}\"'\\"
 OPERATOR_BEFORE = re.compile(r"(?:[\d)\]}]\s*[-+*/^×÷·−]+|-|(?:\\times|\\cdot|\\div|plus|minus|times|over|by))\s*$", re.IGNORECASE)  # noqa: RUF001
+ARGUMENT_BEFORE = re.compile(
+    r"(?:[\^_]\s*[{(]|\}\s*\{|[A-Za-z0-9_]\(|\\(?!boxed|fbox|text|math|mbox|rm|bf)[A-Za-z]+\s*(?:\[[^\]]*\])?\s*\{)\s*$"
+)
+"""The number is an exponent, a subscript, a denominator or what a function is given."""
 QUALIFIER_BEFORE = re.compile(
     r"(?:\b(?:or|nor|not|never|than|between)|n['’]t|[<>~≠≤≥±≈]|\\(?:neq?|leq?|geq?|lt|gt|pm|mp|neg|lnot|approx|sim))[\s$(*}]*$",  # noqa: RUF001
     re.IGNORECASE,
@@ -33,6 +37,11 @@ def final_number(text: str) -> str | None:
     number, before = found[1], tail[: found.start()]
     if before and unicodedata.category(before[-1]) in UNSEEN_OR_DASH:
         return None
-    if OPERATOR_BEFORE.search(before) or QUALIFIER_BEFORE.search(before) or (number[0] in "+-" and OPERAND_BEFORE.search(before)):
+    if (
+        ARGUMENT_BEFORE.search(before)
+        or OPERATOR_BEFORE.search(before)
+        or QUALIFIER_BEFORE.search(before)
+        or (number[0] in "+-" and OPERAND_BEFORE.search(before))
+    ):
         return None
     return number

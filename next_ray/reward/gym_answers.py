@@ -25,6 +25,10 @@ NUMERIC = re.compile(r"[+-]?[0-9][0-9,]*(?:\.[0-9]+)?")
 ARITHMETIC = re.compile(r"[0-9+\-*/(). \t]{1,200}")
 EXPRESSION = re.compile(r"[A-Za-z0-9+\-*/^(). \t]{1,1000}")
 IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9]*")
+FRACTION = re.compile(r"-?[0-9]{1,300}\s*/\s*-?[0-9]{1,300}|-?\\[dt]?frac\s*\{\s*-?[0-9]{1,300}\s*\}\s*\{\s*-?[0-9]{1,300}\s*\}")
+DURATION = re.compile(r"-?[0-9]{1,9} days?|(?:-?[0-9]{1,9} days?, *)?[0-9]{1,9}:[0-9]{1,2}(?::[0-9]{1,2}(?:\.[0-9]{1,6})?)?")
+BUTTONS = re.compile(r"[A-C](?:[\s,>→-]*[A-C])*", re.IGNORECASE)
+MOVES = re.compile(r"[UDLR](?:[\s,]*[UDLR])*", re.IGNORECASE)
 ATTRIBUTE = re.compile(r"[A-Za-z)]\s*\.|\.\s*[A-Za-z]")
 FUNCTIONS = frozenset({"sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "exp", "log", "ln", "sqrt", "pi"})
 
@@ -98,7 +102,8 @@ def _one(entry: Mapping[str, Any]) -> set[str]:
 
 
 def _is_arithmetic(answer: str, entry: Mapping[str, Any]) -> bool:
-    return ARITHMETIC.fullmatch(answer) is not None
+    """Digits, brackets and four operators; no powers, which take for ever, and no deep nesting."""
+    return ARITHMETIC.fullmatch(answer) is not None and not ("**" in answer or "//" in answer or "((((((((((((((((" in answer)
 
 
 def _uses_the_numbers(answer: str, entry: Mapping[str, Any]) -> bool:
@@ -111,6 +116,14 @@ def _is_closed_form(answer: str, entry: Mapping[str, Any]) -> bool:
     if not EXPRESSION.fullmatch(answer) or ATTRIBUTE.search(answer):
         return False
     return all(len(name) == 1 or name in FUNCTIONS for name in IDENTIFIER.findall(answer))
+
+
+def _matches(form: re.Pattern[str]) -> Guard:
+    return lambda answer, entry: form.fullmatch(answer.strip("$ \t\n")) is not None
+
+
+def _has_the_letters(answer: str, entry: Mapping[str, Any]) -> bool:
+    return answer.lower() == str(entry["answer"]).strip().lower()
 
 
 def _is_close(answer: str, entry: Mapping[str, Any]) -> bool:
@@ -137,6 +150,13 @@ GUARDS: Mapping[str, Guard] = {
     "polynomial_multiplication": _is_closed_form,
     # the scorer also takes four other numbers
     "puzzle24": _uses_the_numbers,
+    # the scorer finds the answer at the start of a longer text, or among other letters
+    "fraction_simplification": _matches(FRACTION),
+    "time_intervals": _matches(DURATION),
+    "quantum_lock": _matches(BUTTONS),
+    "sokoban": _matches(MOVES),
+    "letter_jumble": _has_the_letters,
+    "spell_backward": _has_the_letters,
     # the scorer also takes any prefix of the decimals
     "coin_flip": _is_close,
 }

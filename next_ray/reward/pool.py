@@ -150,7 +150,7 @@ class _Batch:
                 process.flush()
         for process in tuple(self._crew.processes):
             if process.deadline <= time.monotonic() and self._read(process) and process.deadline <= time.monotonic():
-                self._bury(process, late=True)
+                self._bury(process, late=True, grace_s=0.0)
 
     def _feed(self, process: VerifierProcess) -> None:
         if len(process.unanswered) <= QUEUE_LENGTH // 2:
@@ -180,7 +180,7 @@ class _Batch:
         lines = process.read()
         if lines is not None and all(self._take(process, line) for line in lines):
             return True
-        self._bury(process, late=False)
+        self._bury(process, late=False, grace_s=GRACE_S if lines is None else 0.0)
         return False
 
     def _take(self, process: VerifierProcess, line: bytes) -> bool:
@@ -204,13 +204,13 @@ class _Batch:
         process.unanswered.popleft()
         return True
 
-    def _bury(self, process: VerifierProcess, late: bool) -> None:
+    def _bury(self, process: VerifierProcess, late: bool, grace_s: float) -> None:
         """Judge the item at hand 0, give the others back, put a new process in place."""
         self._selector.unregister(process.output)
         if process in self._writing:
             self._writing.remove(process)
             self._selector.unregister(process.input)
-        status = process.end(0.0 if late else GRACE_S)
+        status = process.end(grace_s)
         fresh = self._crew.replace(process, status)
         unanswered = deque(process.unanswered)
         begun = late or status != RETIRED

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ from next_ray.config import RewardSection
 STARTUP_S = 120.0
 """Wall-clock limit of starting Python and of importing a verifier's libraries."""
 READ_BYTES = 2**16
+MAX_REPLY_BYTES = 2**16
+"""A longer line is none of the worker's."""
+POLL_S = 0.002
 KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "VIRTUAL_ENV")
 """All that a worker inherits: credentials (AWS, Ray, hubs) are not among it."""
 
@@ -96,30 +101,38 @@ class VerifierProcess:
         self._progress = time.monotonic()
 
     def read(self) -> Sequence[bytes] | None:
-        """Complete reply lines that have arrived; None once the process has closed its end."""
+        """Complete reply lines that have arrived; None once the process has closed its end. A line without an end is cut, to be refused."""
         try:
             received = os.read(self.output.fileno(), READ_BYTES)
         except BlockingIOError:
             return ()
         if not received:
             return None
-        self._progress = time.monotonic()
         self._received += received
         *lines, rest = bytes(self._received).split(b"\n")
+        if len(rest) > MAX_REPLY_BYTES:
+            lines, rest = [*lines, rest], b""
         self._received = bytearray(rest)
+        if lines:
+            self._progress = time.monotonic()
         return lines
 
     def is_alive(self) -> bool:
         """Whether the process still runs."""
-        return self._process.poll() is None
+        return self._process.returncode is None and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
     def end(self, grace_s: float = 0.0) -> int:
-        """Reap the process, killing it if it still runs after `grace_s`; frees its pipes. Returns its exit status. Idempotent."""
-        try:
-            self._process.wait(grace_s)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        """Reap the process, killing it if it still runs after `grace_s`; frees its pipes. Returns its exit status. Idempotent.
+
+        What it forked is killed with it: the group's number is not free before its leader is reaped.
+        """
+        patience = time.monotonic() + grace_s
+        while self.is_alive() and time.monotonic() < patience:
+            time.sleep(POLL_S)
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
         self.input.close()
         self.output.close()
         return self._process.returncode

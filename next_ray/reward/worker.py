@@ -65,6 +65,7 @@ def die_with(parent: int) -> None:
 def _private_replies() -> BinaryIO:
     """The pipe to the parent under another descriptor; 1 and 2 lead nowhere from now on."""
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.register_at_fork(after_in_child=replies.close)  # else the parent would wait for the children of a worker that is gone
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
@@ -77,6 +78,7 @@ def _serve(requests: BinaryIO, replies: BinaryIO, memory_bytes: int, cpu_s: floa
     from next_ray.reward.verifiers import load
 
     answered = 0
+    own_pid = os.getpid()
     ceiling = _ceiling(memory_bytes)
     for line in requests:
         request = json.loads(line)
@@ -92,6 +94,8 @@ def _serve(requests: BinaryIO, replies: BinaryIO, memory_bytes: int, cpu_s: floa
             continue
         started = time.monotonic()
         verdict, rewards = judge(request)
+        if os.getpid() != own_pid:
+            return 0  # a copy that a verifier forked and forgot
         _reply(replies, {"id": request["id"], "rewards": rewards, "verdict": verdict})
         answered += 1
         if verdict == "memory" or time.process_time() > cpu_s:

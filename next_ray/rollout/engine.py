@@ -1,4 +1,4 @@
-"""One vLLM engine: a base model and versioned LoRA adapters, sampled side by side.
+"""One vLLM engine: a model, whose weights can be replaced, and versioned LoRA adapters, sampled side by side.
 
 vLLM is imported inside `VllmEngine.__init__`, after the environment it reads is set. With one device the engine core runs in
 this process: a batch's composition then depends on the requests alone, and there is no child process to lose.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,12 @@ import numpy as np
 
 from next_ray.data.template import PromptEncoder
 from next_ray.errors import ConfigError, DataError, ModelError, StaleCompletionError
+from next_ray.rollout.reloading import incoming
 from next_ray.rollout.scratch import ScratchFolder
 from next_ray.rollout.slots import AdapterSlots
 from next_ray.rollout.spec import EngineSpec, engine_arguments, round_up_rank, set_environment
 from next_ray.rollout.stepping import Batch, InFlight
-from next_ray.types import BASE_VERSION, Adapter, Completion, FinishReason, Group, RolloutRequest, Sampling
+from next_ray.types import BASE_VERSION, Adapter, Completion, FinishReason, Group, RolloutRequest, Sampling, Weights
 
 __all__ = ["EngineInfo", "EngineSpec", "VllmEngine"]
 
@@ -40,7 +41,7 @@ class EngineInfo:
 
 
 class VllmEngine:
-    """Samples completions under the base model (version 0) and under the adapter versions that were loaded last.
+    """Samples completions under the model as it is (version 0, the base, until `reload`) and under the adapters that were loaded last.
 
     `generate` takes a batch and waits for it. `begin`, `step` and `groups` are its parts, between which further batches can be
     begun and adapters loaded: a request in flight is finished under its own adapter (which keeps its slot so long), or with
@@ -57,6 +58,7 @@ class VllmEngine:
         started = time.monotonic()
         self._max_lora_rank = round_up_rank(spec.max_lora_rank)
         self._spec = spec
+        self._version = BASE_VERSION
         self._llm: Any = None
         set_environment(spec)
         self._scratch = ScratchFolder(spec.adapter_dir)
@@ -137,6 +139,25 @@ class VllmEngine:
         pulled = self._in_flight.pull(but=in_force) if self._restarts else []
         self._slots.replace(adapters)
         self._in_flight.begin_anew(pulled, in_force)
+
+    def reload(self, version: int, parts: Iterable[Weights] | None = None) -> None:
+        """Serve other full weights as `version`, beside no adapter; None: those of the model folder, as the base version.
+
+        `parts` hold every parameter under its name in the model's files. Repeating a version is harmless and reads nothing. Nothing
+        may be in flight.
+        """
+        assert not self.busy, "the requests in flight belong to the old weights"
+        if version == self._version:
+            return
+        self._set_threads()
+        self._slots.replace({})
+        if parts is None:
+            self._llm.llm_engine.collective_rpc("reload_weights", kwargs={"weights_path": self._spec.model_path})
+        else:
+            with incoming(parts, self._scratch.path / "weights", in_process=self._spec.rollout.tensor_parallel_size == 1) as where:
+                self._llm.llm_engine.collective_rpc("reload_weights", kwargs=where)
+        self._llm.reset_prefix_cache()
+        self._version = version
 
     def generate(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> list[Group]:
         """Sample all requests in one batch; groups in request order, versions may be mixed. Raises what `begin` does."""
@@ -233,10 +254,10 @@ class VllmEngine:
         return self._tokenizer.batch_decode([list(row) for row in rows], skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _check_adapters(self, adapters: Mapping[int, Adapter], in_force: int) -> None:
-        if in_force not in (BASE_VERSION, *adapters):
+        if in_force not in (self._version, *adapters):
             raise ConfigError(f"version {in_force} shall be in force, but {sorted(adapters)} are loaded. Load it with them.")
-        if BASE_VERSION in adapters:
-            raise ConfigError(f"version {BASE_VERSION} is the base model and is always served; number adapters from {BASE_VERSION + 1}.")
+        if self._version in adapters:
+            raise ConfigError(f"version {self._version} is the model without an adapter and is always served; give adapters other numbers.")
         if len(adapters) > self._spec.max_adapters:
             raise ConfigError(f"{len(adapters)} adapters at once, but the engine was built for {self._spec.max_adapters} (max_adapters).")
         for version, adapter in adapters.items():
@@ -247,10 +268,10 @@ class VllmEngine:
                 )
 
     def _check_versions(self, requests: Sequence[RolloutRequest]) -> None:
-        missing = sorted({request.version for request in requests} - {BASE_VERSION, *self._slots.versions})
+        missing = sorted({request.version for request in requests} - {self._version, *self._slots.versions})
         if missing:
             raise StaleCompletionError(
-                f"adapter versions {missing} are asked for, but the engine serves {[BASE_VERSION, *self._slots.versions]}. "
+                f"adapter versions {missing} are asked for, but the engine serves {[self._version, *self._slots.versions]}. "
                 "Load them before sampling; the base model never stands in for an adapter."
             )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from next_ray.adapter import write_peft_folder
 from next_ray.errors import ConfigError, ModelError
-from next_ray.types import BASE_VERSION, Adapter
+from next_ray.types import Adapter
 
 
 @dataclass(eq=False)
@@ -23,7 +23,7 @@ class Slot:
 
 
 class AdapterSlots:
-    """Versions beside the base, at most `capacity` at once, those included that are only kept for requests in flight.
+    """Versions beside the model itself, at most `capacity` at once, those included that are only kept for requests in flight.
 
     Args:
         core: vLLM's engine.
@@ -72,11 +72,10 @@ class AdapterSlots:
             self._served[version] = self._added(version, adapter)
 
     def hold(self, version: int) -> Slot | None:
-        """The slot of a version that is served, in use from now on; None for the base."""
-        if version == BASE_VERSION:
-            return None
-        slot = self._served[version]
-        slot.users += 1
+        """The slot of a version that is served, in use from now on; None for the model without an adapter."""
+        slot = self._served.get(version)
+        if slot is not None:
+            slot.users += 1
         return slot
 
     def release(self, slot: Slot | None) -> None:

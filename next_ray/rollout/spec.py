@@ -25,8 +25,8 @@ class EngineSpec:
     """Everything one engine needs to start; picklable.
 
     `max_lora_rank` is the widest adapter it will be asked to load (candidates are wider than what is trained), `max_adapters`
-    how many versions it serves at once beside the base, `max_model_len` prompt and response in tokens. `adapter_dir` is where
-    its private scratch folder goes (shared memory when None).
+    how many versions it serves at once beside the model itself (0: all weights are trained, and there are no candidates),
+    `max_model_len` prompt and response in tokens. `adapter_dir` is where its private scratch folder goes (shared memory when None).
     """
 
     model_path: str
@@ -98,15 +98,18 @@ def engine_arguments(spec: EngineSpec, max_lora_rank: int) -> dict[str, Any]:
         "max_num_seqs": rollout.max_num_seqs,
         "tensor_parallel_size": rollout.tensor_parallel_size,
         "enforce_eager": cpu if rollout.enforce_eager is None else rollout.enforce_eager,
-        "enable_lora": True,
-        "max_lora_rank": max_lora_rank,
-        "max_loras": spec.max_adapters,
-        "max_cpu_loras": spec.max_adapters,
         "logprobs_mode": "processed_logprobs",  # of the distribution sampled from: after the temperature
         "enable_prefix_caching": True,
         "use_tqdm_on_load": False,
         "disable_log_stats": True,
     }
+    if spec.max_adapters:
+        arguments |= {
+            "enable_lora": True,
+            "max_lora_rank": max_lora_rank,
+            "max_loras": spec.max_adapters,
+            "max_cpu_loras": spec.max_adapters,
+        }
     if rollout.tensor_parallel_size > 1:
         arguments["distributed_executor_backend"] = "mp"
     if cpu:
@@ -114,8 +117,9 @@ def engine_arguments(spec: EngineSpec, max_lora_rank: int) -> dict[str, Any]:
             "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30),
             "block_size": CPU_BLOCK_TOKENS,
             "max_num_batched_tokens": max(CPU_BATCH_TOKENS, spec.max_model_len, rollout.max_num_seqs),
-            "worker_cls": CPU_WORKER,
         }
+        if spec.max_adapters:
+            arguments["worker_cls"] = CPU_WORKER
     else:
         arguments["gpu_memory_utilization"] = rollout.gpu_memory_utilization
     return arguments

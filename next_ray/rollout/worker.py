@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from next_ray.errors import ConfigError, DataError, NextRayError, StaleCompletionError
 from next_ray.rollout.engine import VllmEngine
 from next_ray.rollout.stepping import Batch
-from next_ray.types import Adapter, Group, RolloutRequest, Sampling
+from next_ray.types import Adapter, Group, RolloutRequest, Sampling, Weights
 
 REFUSALS = (ConfigError, DataError, StaleCompletionError)
 """What an engine raises before it has changed anything: the caller's alone. Every other error ends the engine."""
@@ -34,10 +34,20 @@ class _Generate:
 
 
 @dataclass(frozen=True)
+class _Reload:
+    version: int
+    parts: Iterable[Weights] | None
+    future: Future[None] = field(default_factory=Future)
+
+
+@dataclass(frozen=True)
 class _Load:
     adapters: Mapping[int, Adapter]
     in_force: int
     future: Future[None] = field(default_factory=Future)
+
+
+_Command = _Generate | _Load | _Reload
 
 
 class EngineThread:
@@ -56,7 +66,7 @@ class EngineThread:
         self.ready: Future[None] = Future()
         self._build = build
         self._wake = threading.Condition()
-        self._asked: deque[_Generate | _Load] = deque()
+        self._asked: deque[_Command] = deque()
         self._running: dict[Batch, Future[Answer]] = {}
         self._closing = False
         self._ended: BaseException | None = None
@@ -75,6 +85,12 @@ class EngineThread:
         self._ask(command)
         return command.future
 
+    def reload(self, version: int, parts: Iterable[Weights] | None) -> Future[None]:
+        """Serve other full weights once nothing is in flight any more; what is asked for later waits for it. See `VllmEngine.reload`."""
+        command = _Reload(version, parts)
+        self._ask(command)
+        return command.future
+
     def close(self) -> None:
         """End after the present step: every caller that waits gets an error, the engine is closed. Again is harmless."""
         with self._wake:
@@ -82,7 +98,7 @@ class EngineThread:
             self._wake.notify()
         self._thread.join()
 
-    def _ask(self, command: _Generate | _Load) -> None:
+    def _ask(self, command: _Command) -> None:
         with self._wake:
             if self._ended is not None:
                 command.future.set_exception(self._ended)
@@ -119,19 +135,22 @@ class EngineThread:
             self._asked.popleft()  # only now: what fails in between is ended with the others
         return not self._closing
 
-    def _fits(self, engine: VllmEngine, command: _Generate | _Load) -> bool:
+    def _fits(self, engine: VllmEngine, command: _Command) -> bool:
         if not engine.busy:
             return True
-        if engine.deterministic:
+        if engine.deterministic or isinstance(command, _Reload):
             return False
         return isinstance(command, _Generate) or engine.has_room(len(command.adapters), command.in_force)
 
-    def _do(self, engine: VllmEngine, command: _Generate | _Load) -> None:
+    def _do(self, engine: VllmEngine, command: _Command) -> None:
         if command.future.cancelled():
             return
         try:
             if isinstance(command, _Load):
                 engine.load(command.adapters, command.in_force)
+                _settle(command.future, None)
+            elif isinstance(command, _Reload):
+                engine.reload(command.version, command.parts)
                 _settle(command.future, None)
             else:
                 self._running[engine.begin(command.requests, command.sampling)] = command.future

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,8 +18,17 @@ from next_ray.store.manifest import MAX_MANIFEST_BYTES, checkpoint_id, decode, e
 from next_ray.store.records import Records
 from next_ray.store.storage import Storage
 from next_ray.store.tables import Tables
-from next_ray.store.tensors import decode_adapter, decode_moments, decode_scalars, encode_state, rank_and_scale
-from next_ray.types import Adapter, CheckpointKind, LearnerState, Manifest, ObjectEntry
+from next_ray.store.tensors import (
+    decode_adapter,
+    decode_moments,
+    decode_part,
+    decode_scalars,
+    decode_weights,
+    encode_state,
+    part_name,
+    rank_and_scale,
+)
+from next_ray.types import Adapter, CheckpointKind, FullPart, LearnerState, Manifest, ObjectEntry, Weights
 
 RESUMABLE = frozenset({CheckpointKind.TRAINED, CheckpointKind.JUMPED})
 
@@ -56,7 +66,7 @@ class CheckpointStore:
         Args:
             step: RL steps done.
             kind: how the checkpoint came to be.
-            state: adapter, moments and scalars; moments and scalars may be empty.
+            state: adapter or parts of full weights, moments and scalars; moments and scalars may be empty. Parts are written one by one.
             parents: ids of the checkpoints it was made from.
             base_fingerprint: fingerprint of the base model.
             metadata: JSON data, at most a few MiB.
@@ -69,7 +79,6 @@ class CheckpointStore:
         committed = self._find(checkpoint)
         if committed is not None:
             return committed
-        contents = {name: (_entry(extension, data), data) for name, (extension, data) in encode_state(state).items()}
         rank, scale = rank_and_scale(state.adapter)
         manifest = Manifest(
             id=checkpoint,
@@ -80,14 +89,17 @@ class CheckpointStore:
             base_fingerprint=base_fingerprint,
             rank=rank,
             scale=scale,
-            objects={name: entry for name, (entry, _) in contents.items()},
+            objects={},
             metadata=metadata,
             created_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
-        document = encode(manifest)
-        for entry, data in contents.values():
+        encode(manifest)  # what cannot be written is refused before anything is
+        objects: dict[str, ObjectEntry] = {}
+        for name, extension, data in encode_state(state):
+            objects[name] = entry = _entry(extension, data)
             # Same name means same bytes, so this heals a damaged object and makes an old one young again for the sweep.
             self.storage.put(f"{self.run}/{entry.path}", data)
+        document = encode(replace(manifest, objects=objects))
         self._fence(lease_token)
         with suppress(ConflictError):
             self.storage.create_exclusive(f"{self.run}/{manifest_path(checkpoint)}", document)
@@ -119,20 +131,35 @@ class CheckpointStore:
         return None
 
     def load_adapter(self, manifest: Manifest) -> Adapter:
-        """The adapter, verified; raises `CorruptCheckpointError` naming the object."""
+        """The adapter, verified; raises `CorruptCheckpointError` naming the object, `StoreError` where all weights were trained."""
+        if manifest.rank == 0:
+            raise StoreError(f"Checkpoint {manifest.id} of {self.url} holds full weights and no adapter: learner.mode was full.")
         data, origin = self._object(manifest, "adapter")
         return decode_adapter(data, manifest.scale, origin)
 
     def load_state(self, manifest: Manifest) -> LearnerState:
         """Everything the learners need, verified; raises `CorruptCheckpointError` naming the object."""
+        scalars = decode_scalars(*self._object(manifest, "scalars")) if "scalars" in manifest.objects else {}
+        if manifest.rank == 0:
+            return LearnerState(adapter={}, moments={}, scalars=scalars, parts=self._parts(manifest))
         adapter = self.load_adapter(manifest)
-        moments, scalars = {}, {}
+        moments: Mapping[str, Any] = {}
         if "moments" in manifest.objects:
             data, origin = self._object(manifest, "moments")
             moments = decode_moments(data, adapter, origin)
-        if "scalars" in manifest.objects:
-            scalars = decode_scalars(*self._object(manifest, "scalars"))
         return LearnerState(adapter=adapter, moments=moments, scalars=scalars)
+
+    def load_weights(self, manifest: Manifest) -> Iterator[Weights]:
+        """Full weights, verified, part by part as they are asked for; none where an adapter was trained."""
+        number = 0
+        while (name := part_name("weights", number)) in manifest.objects:
+            yield decode_weights(*self._object(manifest, name))
+            number += 1
+
+    def _parts(self, manifest: Manifest) -> Iterator[FullPart]:
+        for number, weights in enumerate(self.load_weights(manifest)):
+            name = part_name("moments", number)
+            yield decode_part(weights, *self._object(manifest, name)) if name in manifest.objects else FullPart(weights, {})
 
     def verify(self, manifest: Manifest) -> None:
         """Read every object of a checkpoint and compare size and sha256; raises `CorruptCheckpointError`."""

@@ -15,6 +15,7 @@ from next_ray.types import CheckpointKind, Manifest, ObjectEntry
 FORMAT = "next-ray-checkpoint/1"
 MAX_MANIFEST_BYTES = 4 * 2**20
 MAX_ENTRY_BYTES = 256 * 2**30
+MAX_OBJECTS = 4000
 _KIND_ORDER = (CheckpointKind.PREDICTED, CheckpointKind.MERGED, CheckpointKind.TRAINED, CheckpointKind.JUMPED)
 _FILE = re.compile(r"(\d{8})-([a-z]+)\.json")
 
@@ -46,9 +47,9 @@ class _Document(_Strict):
     kind: CheckpointKind
     parents: list[Id] = Field(max_length=1000)
     base_fingerprint: str = Field(min_length=1, max_length=200)
-    rank: int = Field(ge=1, le=65536)
+    rank: int = Field(ge=0, le=65536)
     scale: float
-    objects: dict[Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")], _Entry] = Field(max_length=100)
+    objects: dict[Annotated[str, Field(pattern=r"^[a-z_]{1,40}([0-9]{5})?$")], _Entry] = Field(max_length=MAX_OBJECTS)
     metadata: dict[str, Any]
     created_at: str = Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
 

@@ -4,7 +4,7 @@ Shape legend: P prompts, G samples of a prompt (a group), T tokens, I/O in/out f
 Nothing here imports numpy at run time; arrays are named in the annotations only.
 """
 
-from next_ray.types.adapter import BASE_VERSION, Adapter, LoraFactors
+from next_ray.types.adapter import BASE_VERSION, Adapter, LoraFactors, Weights
 from next_ray.types.checkpoints import CheckpointKind, Manifest, NewCheckpoint, ObjectEntry
 from next_ray.types.records import Accuracy, EvaluationResult, JumpRecord, StepRecord
 from next_ray.types.ref import Ref
@@ -21,7 +21,7 @@ from next_ray.types.rollout import (
     Shard,
     Verdict,
 )
-from next_ray.types.training import LearnerState, MicroBatch, MiniBatch, SampleIndex, UpdatePlan, UpdateResult
+from next_ray.types.training import FullPart, LearnerState, MicroBatch, MiniBatch, SampleIndex, UpdatePlan, UpdateResult
 from next_ray.types.trajectory import (
     BacktestScore,
     Candidate,

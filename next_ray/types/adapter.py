@@ -29,3 +29,6 @@ class LoraFactors:
 
 Adapter = Mapping[str, LoraFactors]
 """Module name (as in the base model, for example `model.layers.0.self_attn.q_proj`) to factors."""
+
+Weights = Mapping[str, "np.ndarray"]
+"""Some or all parameters of a model, by their names in its files; bfloat16 as the uint16 that holds the same bits."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from next_ray.types.adapter import Adapter
+from next_ray.types.adapter import Adapter, Weights
 from next_ray.types.ref import Ref
 from next_ray.types.rollout import Group
 
@@ -59,10 +59,18 @@ class UpdatePlan:
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """What an update left behind: the new adapter (float32) and the numbers to log, averaged over ranks."""
+    """What an update left behind: the new adapter (float32) or full weights, and the numbers to log, averaged over ranks."""
 
     adapter: Ref[Adapter]
     metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class FullPart:
+    """Some parameters of a model that is trained whole: `weights` float32 and `moments` `<name>.exp_avg|exp_avg_sq` of equal shapes."""
+
+    weights: Weights
+    moments: Weights
 
 
 @dataclass(frozen=True)
@@ -71,8 +79,10 @@ class LearnerState:
 
     `moments` maps `"<module>.lora_A|lora_B.exp_avg|exp_avg_sq"` to float32 arrays shaped like the factor.
     `scalars` are JSON numbers: optimizer steps done, schedule position, warm-up start.
+    Where all weights are trained, adapter and moments are empty and `parts` gives the model piece by piece, each in memory alone.
     """
 
     adapter: Adapter
     moments: Mapping[str, np.ndarray]
     scalars: Mapping[str, float]
+    parts: Iterable[FullPart] = ()

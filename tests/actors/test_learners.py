@@ -28,6 +28,7 @@ def test_the_probe_sees_the_base_after_training_too(tmp_path: Path) -> None:
         plan = make_plan(GROUPS, 1)
         for _ in range(3):
             trained, _ = actor.update(plan, *resolved(plan))
+        assert isinstance(trained, dict)
         reference = ReferenceLearner(spec, {name: LoraFactors(f.a, np.zeros_like(f.b), f.scale) for name, f in trained.items()})
         with torch.no_grad():
             base = np.concatenate([reference.logprobs(g, i).numpy() for g in GROUPS for i in range(len(g.completions))])

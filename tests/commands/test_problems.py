@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from next_ray.commands.problems import load_set, parse_sets
+from next_ray.commands.problems import Reading, load_set, parse_sets
 from next_ray.errors import ConfigError, DataError
 from next_ray.evaluate.benchmarks import BENCHMARKS
 
@@ -49,7 +49,7 @@ def test_layout(name: str, extension: str, tmp_path: Path):
     else:
         pq.write_table(pa.Table.from_pylist([row]), path)
     ((benchmark, address),) = parse_sets([f"{name}={path}"], [], None)
-    (prompt,) = load_set(benchmark, address, seed=0).prompts
+    (prompt,) = load_set(benchmark, address, Reading()).prompts
     text = prompt.messages[-1]["content"]
     assert prompt.verifier == benchmark.verifier
     assert "\\boxed{}" in text
@@ -72,4 +72,4 @@ def test_names_and_templates_are_checked(tmp_path: Path):
     ((own, _),) = parse_sets([f"own={tmp_path}/own.jsonl"], ["own=exact"], "{prompt}")
     assert (own.verifier, own.template) == ("exact", "{prompt}")
     with pytest.raises(DataError, match="--data own="):
-        load_set(own, f"{tmp_path}/own.jsonl", seed=0)
+        load_set(own, f"{tmp_path}/own.jsonl", Reading())

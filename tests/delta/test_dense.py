@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from next_ray.delta.dense import DenseHistory
+from next_ray.delta.dense_window import DenseWindow
 from next_ray.delta.history import FactorHistory, ModuleHistory
 from next_ray.delta.leading import leading_triplet
 from next_ray.errors import ExtrapolationError
+from next_ray.types import ModuleTriplets
 from tests.delta.trajectories import dense, wandering_adapters
 
 
@@ -201,3 +203,46 @@ def test_the_gpu_gives_the_same() -> None:
     matrix, u, _ = with_spectrum(np.arange(1, 61) ** -0.7)
     found = leading_triplet(torch.from_numpy(matrix).cuda())
     assert abs(found.triplet.u @ u[:, 0]) == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_a_window_gives_what_the_whole_trajectory_gives(trajectory: DenseHistory, horizon: int) -> None:
+    reads: list[tuple[int, str]] = []
+
+    def read(index: int, name: str) -> np.ndarray:
+        reads.append((index, name))
+        return trajectory.source.load(index)
+
+    window = DenseWindow(horizon, {"m": trajectory.shape})
+    for index, expected in enumerate(trajectory.triplets(horizon), start=1):
+        reads.clear()
+        found = window.observe(index, 10 * index, read)
+        assert {i for i, _ in reads} == {i for i in (0, index, index - 1, index - horizon) if i >= 0}
+        assert window.observe(index, 10 * index, read) is found
+        assert (found.index, found.step) == (index, 10 * index)
+        assert_same(found.modules["m"], expected)
+
+
+def assert_same(one: ModuleTriplets, other: ModuleTriplets) -> None:
+    pairs = [(one.global_, other.global_), (one.local, other.local)]
+    assert (one.target is None) == (other.target is None)
+    if one.target is not None and other.target is not None:
+        pairs.append((one.target, other.target))
+    for mine, theirs in pairs:
+        assert mine.sigma == theirs.sigma
+        np.testing.assert_array_equal(mine.u, theirs.u)
+        np.testing.assert_array_equal(mine.v, theirs.v)
+
+
+def test_a_window_refuses_gaps_other_models_and_damage(trajectory: DenseHistory) -> None:
+    window = DenseWindow(1, {"m": trajectory.shape})
+    good = trajectory.source.load
+    with pytest.raises(ExtrapolationError, match="hand over checkpoint 1 first"):
+        window.observe(2, 2, lambda i, _: good(i))
+    with pytest.raises(ExtrapolationError, match="instead of"):
+        window.observe(1, 1, lambda i, _: good(i)[1:])
+    with pytest.raises(ExtrapolationError, match="NaN"):
+        window.observe(1, 1, lambda i, _: good(i) * np.nan)
+    with pytest.raises(ExtrapolationError, match=r"lacks m\.weight"):
+        window.observe(1, 1, lambda _, name: {}[name])
+    assert window.observe(1, 1, lambda i, _: good(i)).index == 1

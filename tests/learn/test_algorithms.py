@@ -89,7 +89,7 @@ def check(rank, world_size, case, path, port):
         learner.restore(replace(state, adapter=start))
         plan = make_plan(GROUPS, world_size, mini=1, budget=40, advantages=advantages)
         metrics = learner.update(plan, resolved(plan))
-        end = learner.adapter()
+        end = learner.policy()
     reference = ReferenceLearner(spec, start)
     norm = expected_update(reference, make_plan(GROUPS, 1, mini=1, advantages=advantages), spec.algorithm)
     assert metrics["optimizer_steps"] == 2

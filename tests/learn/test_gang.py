@@ -67,7 +67,7 @@ def test_resumed_on_more_ranks_at_any_stage_equals_one_rank(model_path, tmp_path
     with DeepSpeedLearner(make_spec(model_path, learner=OPTIONS | {"dtype": dtype}, algorithm=ALGORITHM)) as learner:
         update(learner, 1, budget=4096)
         save(tmp_path / "middle.npz", learner.snapshot(), {}, logprobs(learner))
-        start = learner.adapter()
+        start = learner.policy()
         expected_metrics = update(learner, 1, budget=4096)
         expected, values = learner.snapshot(), logprobs(learner)
     run_gang(world_size, gang_job, model_path, tmp_path, free_ports(4), dtype)

@@ -46,9 +46,9 @@ def test_updates_equal_plain_autograd_and_adamw(model_path, stage, algorithm, mi
     plan = make_plan(GROUPS, 1, mini=mini, budget=64, drop=not algorithm.get("kl_coef"))
     whole = make_plan(GROUPS, 1, mini=mini, drop=False)
     with DeepSpeedLearner(spec) as learner:
-        start = learner.adapter()
+        start = learner.policy()
         metrics = run(learner, plan, times=2)
-        end = learner.adapter()
+        end = learner.policy()
     reference = ReferenceLearner(spec, start)
     for _ in range(2):
         reference.update(whole, resolved(whole))
@@ -63,7 +63,7 @@ def test_metrics_on_policy(model_path):
     spec = make_spec(model_path)
     plan = make_plan(GROUPS, 1, budget=40, drop=False)
     with DeepSpeedLearner(spec) as learner:
-        reference = ReferenceLearner(spec, learner.adapter())
+        reference = ReferenceLearner(spec, learner.policy())
         metrics = run(learner, plan)
     pairs = [(g, i) for g in GROUPS for i in range(len(g.completions))]
     with torch.no_grad():
@@ -88,12 +88,12 @@ def test_restored_learner_goes_on_bit_for_bit(model_path, stage, dtype):
         state = learner.snapshot()
         assert state.scalars["position"] == state.scalars["adam_step"] == 2
         run(learner, plan)
-        expected, expected_state = learner.adapter(), learner.snapshot()
+        expected, expected_state = learner.policy(), learner.snapshot()
     with DeepSpeedLearner(make_spec(model_path, learner=options, seed=99)) as other:
         other.restore(state)
-        assert_adapters_equal(other.adapter(), state.adapter)
+        assert_adapters_equal(other.policy(), state.adapter)
         run(other, plan)
-        assert_adapters_equal(other.adapter(), expected)
+        assert_adapters_equal(other.policy(), expected)
         again = other.snapshot()
     assert again.scalars == expected_state.scalars
     for name, value in expected_state.moments.items():
@@ -109,12 +109,12 @@ def test_nonfinite_gradient_is_skipped_and_leaves_no_trace(model_path, stage, dt
         start = learner.snapshot()
         metrics = run(learner, poisoned)
         assert metrics["skipped_nonfinite"] == 1 and metrics["optimizer_steps"] == 0
-        assert_adapters_equal(learner.adapter(), start.adapter)
+        assert_adapters_equal(learner.policy(), start.adapter)
         assert run(learner, plan)["skipped_nonfinite"] == 0
-        after_poison = learner.adapter()
+        after_poison = learner.policy()
         learner.restore(start)
         run(learner, plan)
-        assert_adapters_equal(learner.adapter(), after_poison)
+        assert_adapters_equal(learner.policy(), after_poison)
 
 
 def test_mini_batch_without_signal_is_skipped_and_counted(model_path):
@@ -135,10 +135,10 @@ def test_stale_completion_is_refused_before_any_step(model_path):
     group = shards[1][2]
     shards[1][2] = replace(group, completions=(*group.completions[:-1], replace(group.completions[-1], version=2)))
     with DeepSpeedLearner(make_spec(model_path)) as learner:
-        before = learner.adapter()
+        before = learner.policy()
         with pytest.raises(StaleCompletionError, match="Completion 3 of group 2 in shard 1"):
             learner.update(plan, shards)
-        assert_adapters_equal(learner.adapter(), before)
+        assert_adapters_equal(learner.policy(), before)
         with pytest.raises(ValueError, match="2 ranks"):
             learner.update(make_plan(GROUPS, 2), shards[:0])
 
@@ -151,7 +151,7 @@ def test_adopt_loads_masters_and_copies(model_path, stage, dtype):
     plan = make_plan(GROUPS, 1)
     with DeepSpeedLearner(make_spec(model_path, learner={"zero_stage": stage, "dtype": dtype})) as learner:
         run(learner, plan, times=3)
-        here = learner.adapter()
+        here = learner.policy()
         there = {  # rank 5 of which 4 directions matter: exact at the trained rank
             n: LoraFactors(
                 a=np.vstack([f.a, rng.normal(size=(1, f.a.shape[1]))]).astype(np.float32),
@@ -163,7 +163,7 @@ def test_adopt_loads_masters_and_copies(model_path, stage, dtype):
         wanted = learner.logprobs(prompts, completions, adapter=there)
         metrics = learner.adopt(there, "reset", warmup_steps=4)
         assert metrics["truncation_error"] < 1e-6
-        for name, factors in learner.adapter().items():
+        for name, factors in learner.policy().items():
             delta = there[name].scale * there[name].b @ there[name].a
             np.testing.assert_allclose(factors.scale * factors.b @ factors.a, delta, atol=1e-5)
         state = learner.snapshot()
@@ -184,7 +184,7 @@ def test_logprobs(model_path):
         run(learner, make_plan(GROUPS, 1), times=2)
         prompts = [g.prompt_token_ids for g in GROUPS for _ in g.completions]
         completions = [c.token_ids for g in GROUPS for c in g.completions]
-        adapter = learner.adapter()
+        adapter = learner.policy()
         reference = ReferenceLearner(spec, adapter)
         with torch.no_grad():
             expected = [reference.logprobs(g, i).numpy() for g in GROUPS for i in range(len(g.completions))]
@@ -207,7 +207,7 @@ def test_logprobs(model_path):
 
 def test_adapter_covers_all_linear_layers_but_the_head_and_follows_the_seed(model_path):
     with DeepSpeedLearner(make_spec(model_path, learner={"dtype": "bfloat16"})) as learner:
-        one = learner.adapter()
+        one = learner.policy()
         learner.close()
         learner.close()
     layer = [f"self_attn.{x}_proj" for x in "qkvo"] + [f"mlp.{x}_proj" for x in ("gate", "up", "down")]
@@ -216,7 +216,7 @@ def test_adapter_covers_all_linear_layers_but_the_head_and_follows_the_seed(mode
         assert factors.scale == 2.0 and not factors.b.any()
         assert 0.9 < np.abs(factors.a).max() * factors.a.shape[1] ** 0.5 <= 1.0
     with DeepSpeedLearner(make_spec(model_path, learner={"zero_stage": 3}, seed=6)) as learner:
-        assert not np.array_equal(learner.adapter()["model.layers.0.mlp.up_proj"].a, one["model.layers.0.mlp.up_proj"].a)
+        assert not np.array_equal(learner.policy()["model.layers.0.mlp.up_proj"].a, one["model.layers.0.mlp.up_proj"].a)
 
 
 def test_gradient_checkpointing_changes_nothing(model_path):
@@ -225,7 +225,7 @@ def test_gradient_checkpointing_changes_nothing(model_path):
     for on in (False, True):
         with DeepSpeedLearner(make_spec(model_path, learner={"gradient_checkpointing": on})) as learner:
             run(learner, plan)
-            adapters.append(learner.adapter())
+            adapters.append(learner.policy())
     assert_adapters_equal(*adapters)
 
 

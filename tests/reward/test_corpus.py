@@ -1,4 +1,4 @@
-"""The hostile corpus before the verifiers that need no library: none hangs or is right, honest answers in between are judged."""
+"""The hostile corpus before all verifiers: none hangs or is right, and honest answers in between are judged."""
 
 from __future__ import annotations
 
@@ -75,12 +75,40 @@ def check(honest: tuple[str, Prompt], texts: list[str], may_be_right: frozenset[
     unharmed = {(j.reward, j.verdict) for (text, _), j in zip(items, judged, strict=True) if text == honest[0]}
     late = [text[:80] for (text, _), j in zip(items, judged, strict=True) if j.verdict is not Verdict.OK and j.verdict is not Verdict.ERROR]
     assert fooled == [] and unharmed == {(1.0, Verdict.OK)}
-    assert len(late) <= most_late and counters["replaced"] <= 2 * most_late, (late, elapsed)
+    assert len(late) <= most_late and counters["replaced"] - counters["retired"] <= 2 * most_late, (late, elapsed)
 
 
 def test_the_corpus_is_large_and_distinct() -> None:
     everything = [*CORPUS.bare(), *CORPUS.texts()]
     assert len(set(everything)) == len(everything) >= 200
+
+
+MATHEMATICAL = {
+    "7": r"\boxed{7}",
+    "x+1": r"\boxed{1+x}",
+    r"\{1, 2\}": r"Answer: 2, 1",
+    "x > 5": "Answer: $5 < x$",
+}
+
+
+def test_hostile_answers_to_math_in_one_pool() -> None:
+    """None takes more than a small part of the wall clock: none is late, no process is lost."""
+    items = [item for reference, right in MATHEMATICAL.items() for item in mathematical(reference, right)]
+    with VerifierPool(RewardSection(workers=2, wall_clock_s=10.0, memory_mib=1024, verifier="math")) as pool:
+        judged = pool.score(items)
+        counters = pool.counters
+    right = set(MATHEMATICAL.values())
+    assert [(text[:80], prompt.answer) for (text, prompt), j in zip(items, judged, strict=True) if j.reward and text not in right] == []
+    assert {(j.reward, j.verdict) for (text, _), j in zip(items, judged, strict=True) if text in right} == {(1.0, Verdict.OK)}
+    assert {name for name, count in counters.items() if count} <= {"ok", "retired", "replaced"}
+    assert counters["replaced"] == counters["retired"]
+
+
+def mathematical(reference: str, right: str) -> list[tuple[str, Prompt]]:
+    """The whole corpus for an integer and an expression, a third of it for the others."""
+    prompt = user_prompt("q", reference, "math")
+    texts = hostile("math")[:: 1 if reference in ("7", "x+1") else 3]
+    return list(between((right, prompt), [(text, prompt) for text in texts]))
 
 
 @pytest.mark.parametrize("family", HONEST)

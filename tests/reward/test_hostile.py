@@ -105,12 +105,12 @@ def test_hostile_answers_earn_nothing_and_harm_nobody() -> None:
     honest = (r"\boxed{\frac{14}{2}x}", user_prompt("q", "7x", "math"))
     bad = hostile()
     items = [item for each in bad for item in (each, honest)]
-    limits: dict[str, Any] = {"workers": 2, "wall_clock_s": 5.0, "memory_mib": 1024}
+    limits: dict[str, Any] = {"workers": 2, "wall_clock_s": 10.0, "memory_mib": 1024}
     with VerifierPool(RewardSection(**limits)) as pool:
         judged = pool.score(items)
         counters = pool.counters
     assert len(bad) >= 100
     assert [text[:60] for (text, _), judgement in zip(bad, judged[::2], strict=True) if judgement.reward != 0.0] == []
     assert {(j.reward, j.verdict) for j in judged[1::2]} == {(1.0, Verdict.OK)}
-    assert counters["timeout"] >= 2 and sum(counters[v.value] for v in Verdict) == len(items)
-    assert counters["timeout"] <= counters["replaced"] <= 30
+    assert counters["timeout"] == counters["crash"] == counters["memory"] == 0 and sum(counters[v.value] for v in Verdict) == len(items)
+    assert counters["replaced"] == counters["retired"]

@@ -34,8 +34,8 @@ def maths(answer: str) -> Prompt:
     return user_prompt("q", answer, "math")
 
 
-HANG = (r"\boxed{10^{10^{10}}}", maths("x+1"))
-"""The power is computed with the interpreter's lock held: no signal handler in the process could stop it."""
+HANG = ("a" * 60, user_prompt("q", "", "regex:(a+)+b"))
+"""A match that would take years."""
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
@@ -74,10 +74,10 @@ def test_every_item_once_and_in_order(workers: int) -> None:
 
 
 def test_a_hang_costs_one_reward() -> None:
-    good = (r"\boxed{1+x}", HANG[1])
+    good = ("aab", HANG[1])
     items: list[tuple[str, Prompt]] = [good] * 40
     items[5] = items[20] = HANG
-    with new_pool(wall_clock_s=3.0, verifier="math") as pool:
+    with new_pool(wall_clock_s=3.0) as pool:
         before = pool.pids
         judged = pool.score(items)
         assert [j.verdict for j in judged] == [Verdict.TIMEOUT if i in (5, 20) else Verdict.OK for i in range(40)]
@@ -244,9 +244,9 @@ import json, os, signal, sys, threading, time
 from next_ray.config import RewardSection
 from next_ray.reward.pool import VerifierPool
 from next_ray.data.prompts import user_prompt
-HANG = ("\\\\boxed{10^{10^{10}}}", user_prompt("q", "x+1", "math"))
+HANG = ("a" * 60, user_prompt("q", "", "regex:(a+)+b"))
 pool = VerifierPool(RewardSection(wall_clock_s=300.0))
-pool.score([("1", user_prompt("q", "1", "exact" if sys.argv[1] != "busy" else "math"))])
+pool.score([("1", user_prompt("q", "1", "exact"))])
 if sys.argv[1] == "busy":
     threading.Thread(target=pool.score, args=([HANG],), daemon=True).start()
     time.sleep(1.0)

@@ -77,6 +77,29 @@ RIGHT = [
     ("evelyn", r"\text{Evelyn}"),
     (r"\infty", r"\infty"),
     ("9" * 5000, "9" * 5000),
+    ("x = 3 + 4 = 7", "7"),
+    (r"\int_0^1 x^2 dx = \frac{1}{3}", r"\frac{1}{3}"),
+    (r"\frac{dy}{dx} = 2x", "2x"),
+    ("f(x) = x + 1", "x+1"),
+    ("30°", "30"),
+    ("√3", r"\sqrt{3}"),
+    ("x ≤ 3", r"x \le 3"),
+    (r"12 \text{ cm}^3", "12"),
+    (r"12 \mathrm{~m}^{2}", "12"),
+    (r"50\%", "50"),
+    (r"50\%", "0.5"),
+    ("0.5", r"50\%"),
+    (r"33.3\%", "33.3"),
+    ("0.333333", r"\frac{1}{3}"),
+    ("3.141593", r"\pi"),
+    (r"1.60 \times 10^{-19}", "1.6e-19"),
+    ("1.2e1", "12"),
+    (r"2\frac{1}{2}", r"\frac{5}{2}"),
+    (r"1 \text{ or } 2", "1, 2"),
+    (r"x < 1 \text{ or } x > 2", r"x < 1 \text{ or } x > 2"),
+    ("101", "101_2"),
+    (r"\frac{10!}{3!7!}", r"\binom{10}{3}"),
+    (r"\begin{pmatrix} 1&2 \\ 3&4 \end{pmatrix}", r"\begin{pmatrix}1 & 2\\3 & 4\end{pmatrix}"),
 ]
 WRONG = [
     ("13", "12"),
@@ -111,6 +134,36 @@ WRONG = [
     ("9" * 4999 + "8", "9" * 5000),
     ("undefined", "12"),
     ("12" + " " * 3000 + "!", "12"),
+    ("8 = 7", "7"),
+    ("3 + 5 = 7", "7"),
+    ("x = 5, y = 7", "7"),
+    ("x + 2 = x + 1", "x+1"),
+    ("2×6", "12"),  # noqa: RUF001
+    ("24:2", "12"),
+    ("3(4)", "12"),
+    ("(3)(4)", "12"),
+    (r"|-12|", "12"),
+    (r"\lfloor 12.5 \rfloor", "12"),
+    (r"12 \text{ million}", "12"),
+    (r"12 \text{ or maybe 13}", "12"),
+    (r"12 \text{ is wrong}", "12"),
+    (r"1200\%", "12"),
+    ("1 - 0.5", r"\frac{1}{2}"),
+    (r"\int_0^1 x^2 dx", r"\frac{1}{3}"),
+    (r"\\int_0^1 2\pi x dx", r"\pi"),
+    (r"\sin(\pi/3)", r"\frac{\sqrt{3}}{2}"),
+    (r"\frac{d}{dx} x^2", "2x"),
+    (r"\sum_{k=1}^{3} k x", "6x"),
+    (r"3! x", "6x"),
+    ("0.0", "0.0000001"),
+    ("0.0", r"3 \times 10^{-8}"),
+    (r"\pi - \pi", r"\sqrt{2} \cdot 10^{-17}"),
+    ("(0.0, 0.0)", "(0.00000001, 0.00000002)"),
+    (r"e^{|\ln(0)|}", r"\ln 2"),
+    (r"e^{\sqrt[e]{e}}", r"2\sqrt{3}"),
+    (r"2^{2017}", "2^{2017}-1"),
+    ("101_3", "101_2"),
+    (r"\frac{1_3}{2}", r"\frac{1}{2}"),
 ]
 
 
@@ -123,6 +176,13 @@ def test_math_right(form: str, given: str, answer: str) -> None:
 @pytest.mark.parametrize(("given", "answer"), WRONG)
 def test_math_wrong(given: str, answer: str) -> None:
     assert verify("math", rf"\boxed{{{given}}}", answer, {}) == 0.0
+
+
+@pytest.mark.parametrize("reference", ["", " ", r"\text{}", r"\boxed{}", "$"])
+def test_a_blank_reference_is_an_error_and_no_gift(reference: str) -> None:
+    for given in ("", r"\text{}", "$"):
+        with pytest.raises(ValueError, match="blank"):
+            verify("math", rf"\boxed{{{given}}}", reference, {})
 
 
 @pytest.mark.parametrize(
@@ -214,6 +274,14 @@ def test_the_shortcut_for_integers_agrees_with_the_library() -> None:
         ("１２", None),  # noqa: RUF001
         ("1٢", None),
         ("twelve", None),
+        (r"\boxed{12}", "12"),
+        (r"\text{12}", "12"),
+        (r"\frac{1}{12}", None),
+        (r"\sqrt{12}", None),
+        (r"\sqrt[3]{12}", None),
+        ("x^{12}", None),
+        ("x_{12}", None),
+        ("exit(12)", None),
         ("", None),
     ],
 )

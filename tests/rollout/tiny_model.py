@@ -18,14 +18,14 @@ CHARACTERS = "0123456789+-= "
 END = 1
 
 
-def save_tiny_model(folder: Path) -> None:
+def save_tiny_model(folder: Path, characters: str = CHARACTERS, seed: int = 0) -> None:
     """Weights are large enough that the predictions are neither uniform nor certain."""
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", *CHARACTERS])}
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", *characters])}
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     raw.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     raw.decoder = decoders.Fuse()
     PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>").save_pretrained(folder)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=len(vocabulary),
         hidden_size=64,
