@@ -52,6 +52,7 @@ PURE = {
     "learn.packing",
     "learn.resampling",
     "learn.schedule",
+    "learn.sharing",
     "model_facts",
     "precision",
     "predict",

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from next_ray.learn.sharing import SharedTokens, fold, unfold
+
 NAME = "next_ray_short_causal"
 LONGEST = 128
 """Up to this length the plain products are faster than torch's fused kernel; beyond it that one is used."""
@@ -26,14 +28,25 @@ def register_short_causal() -> str:
 
 
 def short_causal_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    shared: SharedTokens | None = None,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of transformers' interface: query [S, H, L, E], key and value [S, K, L, E] to [S, L, H, E].
 
-    Falls back to transformers' `sdpa` for long sequences and wherever a mask says more than "causal".
+    Falls back to transformers' `sdpa` on a GPU, for long sequences and wherever a mask says more than "causal". With `shared` the
+    arguments are those of its different tokens, [1, H, N, E], and so is the result; the mask is then not looked at.
     """
+    if shared is not None:
+        queries, keys, values = (unfold(part, shared) for part in (query, key, value))
+        return fold(short_causal_attention(module, queries, keys, values, None, **kwargs)[0], shared), None
     length = query.shape[2]
-    if attention_mask is not None or length > LONGEST or key.shape[2] != length or kwargs.get("position_bias") is not None:
+    suits = query.device.type == "cpu" and length <= LONGEST and key.shape[2] == length
+    if attention_mask is not None or not suits or kwargs.get("position_bias") is not None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)

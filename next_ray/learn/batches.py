@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from next_ray.learn.sharing import SharedTokens, shared_tokens
 from next_ray.types import Completion, Group, MicroBatch
 
 
@@ -22,6 +23,7 @@ class TokenBatch:
     `input_ids` int64 [S, L] lacks each sequence's last token, whose successor nobody asks for; `select` int64 [N] are the
     flat positions in [S * L] that predict `targets` int64 [N]; `lengths` int64 [S] are completion lengths; `num_tokens`
     counts the tokens that are no padding. Padding is known by position only, so the pad token may equal the end token.
+    `shared` is the same batch with every prompt once and no padding, None for a single sequence.
     """
 
     input_ids: Tensor
@@ -29,6 +31,7 @@ class TokenBatch:
     targets: Tensor
     lengths: Tensor
     num_tokens: int
+    shared: SharedTokens | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ def token_batch(prompts: Sequence[np.ndarray], completions: Sequence[np.ndarray]
     select = np.concatenate([row * width + np.arange(s, s + n) for row, (s, n) in enumerate(zip(starts, lengths, strict=True))])
     targets = np.concatenate([np.asarray(c, dtype=np.int64) for c in completions])
     arrays = (ids, select.astype(np.int64), targets, lengths)
-    return TokenBatch(*(torch.from_numpy(a).to(device) for a in arrays), num_tokens=int(inputs.sum()))
+    shared = shared_tokens(prompts, completions, width, device) if len(prompts) > 1 else None
+    return TokenBatch(*(torch.from_numpy(a).to(device) for a in arrays), num_tokens=int(inputs.sum()), shared=shared)
 
 
 def training_batch(micro: MicroBatch, shards: Sequence[Sequence[Group]], device: torch.device) -> TrainingBatch:

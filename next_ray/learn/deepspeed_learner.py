@@ -74,6 +74,7 @@ class DeepSpeedLearner:
             parameters = self._policy.trained_parameters()
             shapes = {name: tuple(p.shape) for name, p in parameters.items()}
             self._engine = start_engine(self._policy, cfg)
+            self._policy.share_prompts(self._device)
             self._frozen = self._load_reference() if cfg.mode == "full" and spec.algorithm.kl_coef > 0 else None
         self._masters: Masters = open_masters(self._engine, parameters, cfg.zero_stage)
         self._trained: Trained = (
@@ -92,14 +93,15 @@ class DeepSpeedLearner:
                 temperature=spec.temperature,
                 gradient_checkpointing=cfg.gradient_checkpointing,
                 trust_remote_code=spec.trust_remote_code,
-                on_cpu=spec.device == "cpu",
                 entropy_gradient=spec.algorithm.entropy_coef > 0,
             )
         )
 
     def _load_reference(self) -> Policy:
         """The base model, frozen: what the KL term is measured from where the trained weights have left it."""
-        return self._load_policy().requires_grad_(requires_grad=False).eval().to(self._device)
+        reference = self._load_policy().requires_grad_(requires_grad=False).eval().to(self._device)
+        reference.shares_prompts = self._policy.shares_prompts
+        return reference
 
     def __enter__(self) -> DeepSpeedLearner:
         return self
@@ -202,19 +204,18 @@ class DeepSpeedLearner:
     def _reference(self, batch: TrainingBatch) -> Tensor:
         if self._frozen is not None:
             with torch.no_grad():
-                return self._frozen(batch.tokens.input_ids, batch.tokens.select, batch.tokens.targets)[0]
+                return self._frozen(batch.tokens)[0]
         with self._policy.base_model():
             return self._evaluate(batch)
 
     @torch.no_grad()
     def _evaluate(self, batch: TrainingBatch) -> Tensor:
-        tokens = batch.tokens
-        return self._engine.module(tokens.input_ids, tokens.select, tokens.targets)[0]
+        return self._engine.module(batch.tokens)[0]
 
     def _backward(self, step: _Step, meter: Meter) -> None:
         cfg, batch, tokens = self.spec.algorithm, step.batch, step.batch.tokens
         reference = self._reference(batch) if cfg.kl_coef > 0 and not cfg.has_kl_reward else None
-        logprobs, entropy = self._engine(tokens.input_ids, tokens.select, tokens.targets)
+        logprobs, entropy = self._engine(tokens)
         old = logprobs.detach() if step.old is None else step.old
         inputs = Inputs(batch.advantages, old, batch.engine_logprobs, step.weights, tokens.lengths, reference)
         outcome = micro_batch_loss(cfg, logprobs, entropy, inputs)
@@ -312,7 +313,7 @@ class DeepSpeedLearner:
             chunk = order[start : start + max(1, budget // max(1, longest))]
             start += len(chunk)
             tokens = token_batch([prompts[i] for i in chunk], [completions[i] for i in chunk], self._device)
-            values = self._engine.module(tokens.input_ids, tokens.select, tokens.targets)[0].cpu()
+            values = self._engine.module(tokens)[0].cpu()
             for i, part in zip(chunk, values.split(tokens.lengths.tolist()), strict=True):
                 results[i] = part.numpy().copy()
 

@@ -14,6 +14,8 @@ UNCUT_TOKENS = 8192
 """Micro batches up to this padded size are filled whatever the lengths."""
 NEARLY = 0.9
 """Larger ones take samples of at least this share of the longest one's length."""
+SHORT_TOKENS = 256
+"""Sequences up to this length may be padded for the sake of shared prompts: their attention is under a tenth of a layer's work."""
 
 
 class Versions(NamedTuple):
@@ -118,19 +120,47 @@ def _spread(items: Sequence[_Item], num_ranks: int) -> list[list[_Item]]:
 
 
 def _micro_batches(items: Sequence[_Item], budget: int) -> list[MicroBatch]:
-    """Cut a list sorted by falling length where the next sample would break the budget, or waste more than a small batch's worth.
+    """Cut a list sorted by falling length; where all are short with the samples of a prompt together, if less is computed that way.
+
+    A micro batch computes each of its prompts once (`sharing.py`). Padding then concerns attention alone, which is little work for
+    short sequences; for long ones it is much, and their prompts are the smaller part.
+    """
+    batches = _cut(items, budget)
+    if items and items[0].tokens <= SHORT_TOKENS:
+        longest: dict[tuple[int, int], int] = {}
+        for item in items:
+            longest.setdefault(_prompt(item), item.tokens)
+        together = _cut(sorted(items, key=lambda item: (-longest[_prompt(item)], _prompt(item))), budget)
+        batches = min((batches, together), key=_computed_tokens)
+    return [MicroBatch(tuple(item.index for item in batch), tuple(item.advantage for item in batch)) for batch in batches]
+
+
+def _prompt(item: _Item) -> tuple[int, int]:
+    return item.index.shard, item.index.group
+
+
+def _computed_tokens(batches: Sequence[Sequence[_Item]]) -> int:
+    prompts = sum(sum({_prompt(item): item.tokens - item.completion_tokens for item in batch}.values()) for batch in batches)
+    return prompts + sum(item.completion_tokens for batch in batches for item in batch)
+
+
+def _cut(items: Sequence[_Item], budget: int) -> list[list[_Item]]:
+    """Cut a list where the next sample would break the budget, or waste more than a small batch's worth.
 
     Beyond `UNCUT_TOKENS` a batch takes only samples of nearly its longest one's length: large batches of few, unlike samples would
     be padding for a quarter.
     """
-    batches: list[MicroBatch] = []
-    start = 0
-    while start < len(items):
-        longest = max(1, items[start].tokens)
-        chunk = items[start : start + max(1, budget // longest)]
-        uncut = max(1, UNCUT_TOKENS // longest)
-        count = next((i for i in range(uncut, len(chunk)) if chunk[i].tokens < NEARLY * longest), len(chunk))
-        chunk = chunk[:count]
-        batches.append(MicroBatch(tuple(item.index for item in chunk), tuple(item.advantage for item in chunk)))
-        start += count
+    batches: list[list[_Item]] = []
+    longest = shortest = 0
+    for item in items:
+        high, low = max(longest, item.tokens, 1), min(shortest, item.tokens)
+        padded = high * (len(batches[-1]) + 1) if batches else 0
+        if batches and padded <= budget and (padded <= UNCUT_TOKENS or low >= NEARLY * high):
+            batches[-1].append(item)
+            longest, shortest = high, low
+        else:
+            batches.append([item])
+            longest = shortest = max(1, item.tokens)
+    for batch in batches:
+        batch.sort(key=lambda item: -item.tokens)
     return batches

@@ -10,15 +10,20 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from next_ray.config import LoraSection
 from next_ray.errors import ModelError
 from next_ray.learn.attention import register_short_causal
+from next_ray.learn.batches import TokenBatch, token_batch
 from next_ray.learn.logprobs import token_logprobs
 from next_ray.learn.lora import add_adapter, delta_hook, lora_layers, lora_parameters
 from next_ray.types import Adapter
+
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.2}
+"""Log-probabilities of the same tokens, computed in batches of another form, differ by less in these formats, nats."""
 
 
 class Policy(nn.Module):
@@ -33,6 +38,7 @@ class Policy(nn.Module):
         self.has_adapter = has_adapter
         self.temperature = temperature
         self.entropy_gradient = entropy_gradient
+        self.shares_prompts = False
         self._select: Tensor | None = None
         model.get_output_embeddings().register_forward_pre_hook(self._keep_selected)
 
@@ -41,15 +47,43 @@ class Policy(nn.Module):
         hidden: Tensor = args[0]
         return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, self._select).unsqueeze(0), *args[1:])
 
-    def forward(self, input_ids: Tensor, select: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies, float32 [N], of `targets` at the flat positions `select` of `input_ids` [S, L]."""
-        self._select = select
+    def forward(self, tokens: TokenBatch) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies, float32 [N], of the batch's targets. With `shares_prompts` each prompt is computed once."""
+        shared = tokens.shared if self.shares_prompts else None
+        inputs: dict[str, Any] = {"input_ids": tokens.input_ids}
+        if shared is not None:
+            # A mask of four dimensions is handed through as it is, and `short_causal_attention` needs none.
+            mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=shared.ids.device)
+            inputs = {"input_ids": shared.ids, "position_ids": shared.positions, "attention_mask": mask, "shared": shared}
+        self._select = tokens.select if shared is None else shared.select
         try:
-            logits = self.model(input_ids=input_ids, use_cache=False).logits
+            logits = self.model(use_cache=False, **inputs).logits
         finally:
             self._select = None
-        logprobs, entropies = token_logprobs(logits[0], targets, self.temperature)
+        logprobs, entropies = token_logprobs(logits[0], tokens.targets, self.temperature)
         return logprobs, entropies if self.entropy_gradient else entropies.detach()
+
+    @torch.no_grad()
+    def share_prompts(self, device: torch.device) -> None:
+        """Compute prompts once from now on, if this model gives the same log-probabilities that way (collective under ZeRO-3).
+
+        It does when everything but attention works on single tokens and attention sees the whole past: not with windows, states or
+        convolutions, nor in code that does not pass on what `short_causal_attention` needs.
+        """
+        config = self.model.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        if kinds != {"full_attention"} or getattr(config, "sliding_window", None) is not None:
+            return
+        ids = np.arange(3, 3 + 8) % config.vocab_size
+        tokens = token_batch([ids[:4], ids[:4], ids[2:5]], [ids[4:], ids[3:5], ids[:6]], device)
+        plain, _ = self(tokens)
+        self.shares_prompts = True
+        try:
+            shared, _ = self(tokens)
+        except (TypeError, ValueError, RuntimeError):  # the model's own code takes no positions, or no mask of this form
+            self.shares_prompts = False
+            return
+        self.shares_prompts = bool(torch.allclose(plain, shared, rtol=0.0, atol=TOLERANCES[self.model.dtype]))
 
     @contextmanager
     def base_model(self) -> Iterator[None]:
@@ -97,7 +131,6 @@ class PolicySpec:
     temperature: float
     gradient_checkpointing: bool
     trust_remote_code: bool
-    on_cpu: bool
     entropy_gradient: bool = False
 
 
@@ -108,7 +141,7 @@ def load_policy(spec: PolicySpec) -> Policy:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    attention = register_short_causal() if spec.on_cpu else "sdpa"
+    attention = register_short_causal()
     try:
         config = AutoConfig.from_pretrained(spec.model_path, trust_remote_code=spec.trust_remote_code)
         for key, value in config.to_dict().items():

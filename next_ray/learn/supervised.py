@@ -200,7 +200,7 @@ class _Job:
         prompts, completions = zip(*pairs, strict=True) if pairs else ((one,), (one,))
         tokens = token_batch(prompts, completions, self._device)
         forward = self._engine if torch.is_grad_enabled() else self._engine.module
-        logprobs, _ = forward(tokens.input_ids, tokens.select, tokens.targets)
+        logprobs, _ = forward(tokens)
         return -logprobs.sum() if pairs else 0.0 * logprobs.sum()
 
     def _sum(self, value: Tensor) -> float:

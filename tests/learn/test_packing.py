@@ -94,3 +94,16 @@ def test_versions_that_rollout_ahead_allows_are_taken_and_named_in_the_plan():
 def test_wrong_shapes_are_refused(advantages):
     with pytest.raises(ValueError, match="advantages"):
         plan_update([Shard(Ref(0), (size(4, [2]),))], advantages, SEVEN, 1, None, 64, True)
+
+
+def test_short_samples_of_a_prompt_come_together():
+    """A micro batch computes each prompt once, so two prompts of four samples are two batches and not four halves."""
+    shards = [Shard(Ref(0), (size(40, [5, 9, 7, 3]), size(40, [6, 8, 4, 2])))]
+    plan = plan_update(shards, [(1.0,) * 4] * 2, SEVEN, 1, None, 200, False)
+    assert [{i.group for i in micro.samples} for micro in plan.mini_batches[0].per_rank[0]] == [{0}, {1}]
+
+
+def test_long_samples_come_by_length():
+    shards = [Shard(Ref(0), (size(40, [900, 300, 900, 300]), size(40, [900, 300, 900, 300])))]
+    plan = plan_update(shards, [(1.0,) * 4] * 2, SEVEN, 1, None, 4000, False)
+    assert [{i.sample for i in micro.samples} for micro in plan.mini_batches[0].per_rank[0]] == [{0, 2}, {1, 3}]
