@@ -20,7 +20,7 @@ from next_ray.types import Prompt, Scores, Shard
 
 @dataclass(frozen=True)
 class Batch:
-    """Scored completions of one RL step; `cursor` is where the data stream goes on behind it.
+    """Scored completions of one RL step, of the prompts at the positions `places` of the data stream.
 
     `drawn` are the rewards of all groups that were sampled for it, those that dynamic sampling replaced included; `accuracy` is the share
     of correct completions among them.
@@ -28,7 +28,7 @@ class Batch:
 
     shards: Sequence[Shard]
     scores: Scores
-    cursor: Cursor
+    places: Sequence[int]
     drawn: Sequence[Sequence[float]]
     accuracy: float
 
@@ -38,6 +38,14 @@ class Batch:
         return min(version for shard in self.shards for size in shard.sizes for version in size.versions)
 
 
+@dataclass(frozen=True)
+class _Ahead:
+    """A batch that is being sampled: its task, and the position of its first prompt in the data stream."""
+
+    task: asyncio.Task[Batch]
+    start: int
+
+
 @dataclass
 class Feed:
     """Draws, samples and scores batches.
@@ -45,7 +53,8 @@ class Feed:
     With `rollout.max_staleness` n every batch is begun with the adapter that was in force n updates before it is trained on, so
     that engines and learners work at the same time: up to n + 1 batches are with the engines at once, which take batches and
     hand-overs in the order in which they were asked for. A batch that was sampled ahead and never trained on is dropped, by the
-    engines too, counted in `dropped`, and its prompts are drawn again.
+    engines too, counted in `dropped`, and its prompts are drawn again. What dynamic sampling draws for one batch lies behind the first
+    prompts of those begun meanwhile; `trained` keeps track of it.
     """
 
     config: Config
@@ -55,14 +64,14 @@ class Feed:
     progress: Progress
     clock: Clock
     dropped: int = 0
-    _ahead: deque[asyncio.Task[Batch]] = field(default_factory=deque)
+    _ahead: deque[_Ahead] = field(default_factory=deque)
 
     async def next(self) -> Batch:
         """The next batch to train on. Those behind it are begun as far ahead as allowed, but never beyond the last step."""
         if not self._ahead:
             self._begin(self.progress.step + 1)
         with self._waiting():
-            batch = await self._ahead[0]
+            batch = await self._ahead[0].task
         self._ahead.popleft()
         first = self.progress.step + 2 + len(self._ahead)
         last = min(self.progress.step + 1 + self.config.rollout.max_staleness, self.config.run.steps)
@@ -75,10 +84,16 @@ class Feed:
         """Drop what was sampled ahead: the policy is another one now, or the run is over."""
         ahead, self._ahead = list(self._ahead), deque()
         self.dropped += len(ahead) * self.config.rollout.prompts_per_step
-        for task in ahead:
-            task.cancel()
-        await asyncio.gather(*ahead, return_exceptions=True)
+        for one in ahead:
+            one.task.cancel()
+        await asyncio.gather(*(one.task for one in ahead), return_exceptions=True)
         self.stream.restore(Cursor(**self.progress.cursor))
+
+    def trained(self, batch: Batch) -> Cursor:
+        """Where the data stream goes on after `batch`: at the first prompt that was not trained on, without the later ones that were."""
+        before = Cursor(**self.progress.cursor)
+        start = min((one.start for one in self._ahead), default=self.stream.position)
+        return self.stream.cursor_at(start, {*self.stream.used(before), *batch.places})
 
     def metrics(self, batch: Batch) -> dict[str, float]:
         """What is logged of a batch before its update, where batches are sampled ahead or groups drawn again."""
@@ -93,25 +108,34 @@ class Feed:
         return found
 
     def _begin(self, step: int) -> None:
-        prompts = self.stream.next(self.config.rollout.prompts_per_step)
-        self._ahead.append(asyncio.create_task(self._sample(prompts, step, self.progress.version, self.stream.cursor)))
+        start = self.stream.position
+        prompts, places = self._draw(self.config.rollout.prompts_per_step)
+        self._ahead.append(_Ahead(asyncio.create_task(self._sample(prompts, places, step)), start))
 
-    async def _sample(self, prompts: Sequence[Prompt], step: int, version: int, cursor: Cursor) -> Batch:
-        rounds = [await self._scored(prompts, step, version, "train")]
+    def _draw(self, count: int) -> tuple[list[Prompt], list[int]]:
+        """The next prompts, and their positions in the stream."""
+        start, left_out = self.stream.position, self.stream.used(self.stream.cursor)
+        prompts = self.stream.next(count)
+        return prompts, [place for place in range(start, self.stream.position) if place not in left_out]
+
+    async def _sample(self, prompts: Sequence[Prompt], places: list[int], step: int) -> Batch:
+        rounds = [await self._scored(prompts, step, "train")]
         for i in range(self.config.algorithm.dynamic_sampling):
             missing = len(prompts) - sum(len(found.rewards) - num_equal(found.rewards) for _, found in rounds)
             if missing <= 0:
                 break
-            rounds.append(await self._scored(self.stream.next(missing), step, version, f"train-again-{i}"))
-            cursor = self.stream.cursor
+            again, drawn = self._draw(missing)
+            places = [*places, *drawn]
+            rounds.append(await self._scored(again, step, f"train-again-{i}"))
         shards, scores = rounds[0] if len(rounds) == 1 else pick_groups(rounds, len(prompts))
-        drawn = [group for _, found in rounds for group in found.rewards]
+        rewards = [group for _, found in rounds for group in found.rewards]
         correct = [value for _, found in rounds for group in found.accuracy for value in group]
-        return Batch(shards, scores, cursor, drawn, sum(correct) / len(correct))
+        return Batch(shards, scores, places, rewards, sum(correct) / len(correct))
 
-    async def _scored(self, prompts: Sequence[Prompt], step: int, version: int, purpose: str) -> tuple[list[Shard], Scores]:
+    async def _scored(self, prompts: Sequence[Prompt], step: int, purpose: str) -> tuple[list[Shard], Scores]:
+        """Sampled under the adapter in force now: the one that a batch was begun with may have left the engines."""
         rollout = self.config.rollout
-        requests = self.serving.requests(prompts, version, rollout.samples_per_prompt, purpose, step)
+        requests = self.serving.requests(prompts, self.progress.version, rollout.samples_per_prompt, purpose, step)
         with self._working("rollout"):
             shards = await self.stages.rollout.generate(requests, self.serving.sampling(rollout.temperature))
         with self._working("reward"):

@@ -95,7 +95,7 @@ class TrainingLoop:
         of_feed = self.feed.metrics(batch)
         progress.step, progress.version, self.serving.current = progress.step + 1, progress.version + 1, result.adapter
         progress.updates += int(result.metrics.get("optimizer_steps", 0))
-        progress.cursor = asdict(batch.cursor)
+        progress.cursor = asdict(self.feed.trained(batch))
         if self.schedule.observed(progress):
             progress.note(batch.accuracy)
         with clock.phase("load"):

@@ -39,7 +39,10 @@ class Rollout(Protocol):
         ...
 
     async def reload(self, version: int, weights: Ref[Any] | None) -> None:
-        """Serve other full weights (None: the base's) as `version` on every engine, and drop every adapter."""
+        """Serve other full weights (None: the base's) as `version` on every engine, and drop every adapter.
+
+        Requests in flight are finished first, or with `rollout.in_flight: restart` begun anew under `version`.
+        """
         ...
 
 

@@ -23,7 +23,7 @@ class Progress:
 
     step: int = 0
     version: int = 0
-    cursor: Mapping[str, int] = field(default_factory=lambda: {"epoch": 0, "offset": 0})
+    cursor: Mapping[str, Any] = field(default_factory=lambda: {"epoch": 0, "offset": 0})
     segment_start: int = 0
     tried: int = 0
     updates: int = 0

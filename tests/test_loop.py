@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -348,6 +349,44 @@ def test_a_failure_while_batches_are_ahead_ends_the_run_and_leaves_no_task() -> 
         return len(asyncio.all_tasks())
 
     assert asyncio.run(go()) == 1
+
+
+@pytest.mark.parametrize("gains", [{}, {"next@1": 0.1}], ids=["no jump", "jump"])
+def test_groups_drawn_again_ahead_of_the_learner_use_every_prompt_once(gains: dict[str, float]) -> None:
+    cfg = ahead(2, steps=12, enabled=bool(gains))
+    cfg = cfg.model_copy(update={"algorithm": cfg.algorithm.model_copy(update={"dynamic_sampling": 3})})
+
+    def places(world: World, loop: TrainingLoop) -> list[list[int]]:
+        """Of every trained batch; sampling takes a while, another one each time."""
+        found: list[list[int]] = []
+        generate, trained = world.rollout.generate, loop.feed.trained
+
+        async def slow(requests: Any, sampling: Any) -> Any:
+            shards = await generate(requests, sampling)
+            await asyncio.sleep(0.001 * (len(world.rollout.log) * 7 % 5))
+            return shards
+
+        def noted(batch: Any) -> Any:
+            found.append(list(batch.places))
+            return trained(batch)
+
+        world.rollout.generate, loop.feed.trained = slow, noted  # type: ignore[method-assign]
+        run(loop)
+        return found
+
+    world = World(cfg, gains)
+    whole = places(world, world.loop())
+    assert bool(world.report.jumps) is bool(gains)
+    assert any(b != list(range(b[0], b[0] + len(b))) for b in whole), "no draw came between another batch's"
+    assert sorted(itertools.chain(*whole)) == list(range(sum(map(len, whole))))
+    assert all(record.metrics["staleness"] <= 2 for record in world.report.steps)
+    cursors = [manifest.metadata["cursor"] for manifest, _ in world.archive.committed]
+    assert any(cursor["beyond"] for cursor in cursors)
+    for i, at in enumerate(world.archive.committed[:-1]):
+        again = World(cfg, gains, FakeArchive(committed=world.archive.committed[: i + 1]))
+        rest = places(again, again.loop(at))
+        used = list(itertools.chain(*whole[: at[0].step], *rest))
+        assert sorted(used) == list(range(len(used))), at[0].id
 
 
 def test_sampling_ahead_and_determinism_exclude_each_other() -> None:

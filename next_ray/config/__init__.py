@@ -77,15 +77,6 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _ahead_knows_what_it_draws(self) -> Config:
-        if self.rollout.max_staleness and self.algorithm.dynamic_sampling:
-            raise ValueError(
-                f"rollout.max_staleness={self.rollout.max_staleness} and algorithm.dynamic_sampling={self.algorithm.dynamic_sampling} "
-                "exclude each other: batches that are sampled ahead must know in advance which prompts they take. Set one of them to 0."
-            )
-        return self
-
-    @model_validator(mode="after")
     def _batches_divide(self) -> Config:
         mini = self.learner.mini_batch_prompts
         prompts = self.rollout.prompts_per_step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +14,14 @@ from next_ray.types import Prompt
 
 @dataclass(frozen=True)
 class Cursor:
-    """Where a stream stands: `offset` prompts of epoch `epoch` have been handed out (both from 0)."""
+    """Where a stream stands: `offset` prompts of epoch `epoch` have been handed out (both from 0).
+
+    `beyond` counts on from there: places whose prompts have been handed out too, and do not come again.
+    """
 
     epoch: int = 0
     offset: int = 0
+    beyond: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class PromptStream:
         self._prompts = list(prompts)
         self._seed = seed
         self._cursor = Cursor()
+        self._used: frozenset[int] = frozenset()
         self._weights = mixture.weights if mixture else ()
         self._members = [np.array(positions, np.int64) for positions in mixture.members(prompts)] if mixture else []
         for name, positions in zip(mixture.names if mixture else (), self._members, strict=True):
@@ -72,17 +77,32 @@ class PromptStream:
     @property
     def cursor(self) -> Cursor:
         """The position after everything handed out so far."""
-        return self._cursor
+        return self.cursor_at(self.position, self._used)
+
+    @property
+    def position(self) -> int:
+        """The same as one number: prompts of all epochs before it."""
+        return self._cursor.epoch * len(self._prompts) + self._cursor.offset
+
+    def cursor_at(self, position: int, used: Iterable[int]) -> Cursor:
+        """The cursor of a stream that goes on at `position`, without the positions of `used`."""
+        return Cursor(*divmod(position, len(self._prompts)), tuple(sorted(place - position for place in used if place >= position)))
+
+    def used(self, cursor: Cursor) -> frozenset[int]:
+        """The positions that are left out behind a cursor."""
+        first = cursor.epoch * len(self._prompts) + cursor.offset
+        return frozenset(first + place for place in cursor.beyond)
 
     def restore(self, cursor: Cursor) -> None:
         """Go on from a cursor of a stream over the same prompts and seed; raises `DataError` when it cannot be one."""
-        if cursor.epoch < 0 or not 0 <= cursor.offset < len(self._prompts):
+        if cursor.epoch < 0 or not 0 <= cursor.offset < len(self._prompts) or any(place < 0 for place in cursor.beyond):
             raise DataError(
                 f"the checkpoint's data cursor (epoch {cursor.epoch}, offset {cursor.offset}) does not fit {len(self._prompts)} prompts; "
                 "the training data changed since. Restore the data, or start a run of another name."
             )
         self._order = self._epoch(cursor.epoch)
-        self._cursor = cursor
+        self._cursor = Cursor(cursor.epoch, cursor.offset)
+        self._used = self.used(cursor)
 
     def next(self, count: int) -> list[Prompt]:
         """The next `count` prompts; crosses as many epoch boundaries as it takes, without loss or repetition within an epoch."""
@@ -90,7 +110,8 @@ class PromptStream:
         epoch, offset = self._cursor.epoch, self._cursor.offset
         while len(batch) < count:
             taken = self._order[offset : offset + count - len(batch)]
-            batch.extend(self._prompts[index] for index in taken)
+            first = epoch * len(self._prompts) + offset
+            batch.extend(self._prompts[index] for place, index in enumerate(taken, start=first) if place not in self._used)
             offset += len(taken)
             if offset == len(self._prompts):
                 epoch, offset = epoch + 1, 0

@@ -115,27 +115,34 @@ class VllmEngine:
         return self._spec.deterministic
 
     @property
+    def restarts(self) -> bool:
+        """Whether requests in flight are begun anew when another version comes into force."""
+        return self._spec.rollout.in_flight == "restart"
+
+    @property
     def busy(self) -> bool:
         """Whether requests are in flight, so that `step` has something to do."""
         return bool(self._in_flight)
 
     def has_room(self, num_adapters: int, in_force: int = BASE_VERSION) -> bool:
         """Whether so many adapters can be loaded now, beside those that requests in flight will still need."""
-        return self._slots.has_room(num_adapters, in_force if self._restarts else None)
+        return self._slots.has_room(num_adapters, self._staying(in_force))
 
-    def load(self, adapters: Mapping[int, Adapter], in_force: int = BASE_VERSION) -> None:
+    def load(self, adapters: Mapping[int, Adapter], in_force: int | None = None) -> None:
         """Serve these versions (and the base) from now on, and no others; repeating a call is harmless.
 
         Every version gets a name and an id that were never used before, so that neither weights nor cached keys and values of
         an earlier adapter can be met again. Requests in flight keep the adapter they were begun under, or are begun anew under
-        version `in_force`, as `rollout.in_flight` says.
+        version `in_force` (None: the model itself), as `rollout.in_flight` says.
 
         Raises `ConfigError` when there are more, or wider ones, than the engine was built for, or no room beside those in use;
         then nothing has changed.
         """
+        in_force = self._version if in_force is None else in_force
         self._check_adapters(adapters, in_force)
+        self._slots.require_room(len(adapters), self._staying(in_force))
         self._set_threads()
-        pulled = self._in_flight.pull(but=in_force) if self._restarts else []
+        pulled = self._in_flight.pull(but=in_force) if self.restarts else []
         self._slots.replace(adapters)
         self._in_flight.begin_anew(pulled, in_force)
 
@@ -143,11 +150,12 @@ class VllmEngine:
         """Serve other full weights as `version`, beside no adapter; None: those of the model folder, as the base version.
 
         `parts` hold every parameter under its name in the model's files. Repeating a version is harmless and reads nothing. Nothing
-        may be in flight.
+        may be in flight, unless `rollout.in_flight` says that it is begun anew.
         """
-        assert not self.busy, "the requests in flight belong to the old weights"
         if version == self._version:
             return
+        pulled = self._in_flight.pull(but=version) if self.restarts else []
+        assert not self.busy, "the requests in flight belong to the old weights"
         self._set_threads()
         self._slots.replace({})
         if parts is None:
@@ -157,6 +165,7 @@ class VllmEngine:
                 self._llm.llm_engine.collective_rpc("reload_weights", kwargs=where)
         self._llm.reset_prefix_cache()
         self._version = version
+        self._in_flight.begin_anew(pulled, version)
 
     def generate(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> list[Group]:
         """Sample all requests in one batch; groups in request order, versions may be mixed. Raises what `begin` does."""
@@ -228,9 +237,9 @@ class VllmEngine:
             gc.collect()
         self._scratch.close()
 
-    @property
-    def _restarts(self) -> bool:
-        return self._spec.rollout.in_flight == "restart"
+    def _staying(self, in_force: int) -> int | None:
+        """The version whose requests stay in flight when it comes into force; None: every version's."""
+        return in_force if self.restarts else None
 
     def _params(self, request: RolloutRequest, sampling: Sampling) -> Any:
         return self._vllm.SamplingParams(

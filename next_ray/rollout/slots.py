@@ -48,16 +48,19 @@ class AdapterSlots:
         """Whether so many could take the place of what is served now, beside what is in use (of version `only`, the rest being let go)."""
         return sum(only in (None, slot.version) for slot in self._used()) + num_adapters <= self._capacity
 
-    def replace(self, adapters: Mapping[int, Adapter]) -> None:
-        """Serve these versions and no others; those in use stay until they are released.
-
-        Raises `ConfigError` without room (then nothing has changed), `ModelError` when vLLM does not accept an adapter.
-        """
-        if not self.has_room(len(adapters)):
+    def require_room(self, num_adapters: int, only: int | None = None) -> None:
+        """Raises `ConfigError` unless `has_room`."""
+        if not self.has_room(num_adapters, only):
             raise ConfigError(
-                f"{len(adapters)} adapters beside {len(self._used())} that are still in use, but the engine was built for "
+                f"{num_adapters} adapters beside {len(self._used())} that are still in use, but the engine was built for "
                 f"{self._capacity} (max_adapters). Wait for the requests in flight."
             )
+
+    def replace(self, adapters: Mapping[int, Adapter]) -> None:
+        """Serve these versions and no others, for which there must be room; those in use stay until they are released.
+
+        Raises `ModelError` when vLLM does not accept an adapter.
+        """
         for slot in self._served.values():
             slot.retired = True
             if slot.users:

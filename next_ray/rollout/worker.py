@@ -86,7 +86,10 @@ class EngineThread:
         return command.future
 
     def reload(self, version: int, parts: Iterable[Weights] | None) -> Future[None]:
-        """Serve other full weights once nothing is in flight any more; what is asked for later waits for it. See `VllmEngine.reload`."""
+        """Serve other full weights once nothing is in flight any more, or at once where that is begun anew; as `VllmEngine.reload`.
+
+        What is asked for later waits for it.
+        """
         command = _Reload(version, parts)
         self._ask(command)
         return command.future
@@ -138,8 +141,10 @@ class EngineThread:
     def _fits(self, engine: VllmEngine, command: _Command) -> bool:
         if not engine.busy:
             return True
-        if engine.deterministic or isinstance(command, _Reload):
+        if engine.deterministic:
             return False
+        if isinstance(command, _Reload):
+            return engine.restarts
         return isinstance(command, _Generate) or engine.has_room(len(command.adapters), command.in_force)
 
     def _do(self, engine: VllmEngine, command: _Command) -> None:

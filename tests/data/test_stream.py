@@ -44,6 +44,20 @@ def test_a_cursor_goes_through_json_and_resumes_exactly(size: int, before: int, 
     assert numbers(resumed, after) == numbers(source, after)
 
 
+@settings(deadline=None)
+@given(
+    size=st.integers(1, 12), start=st.integers(0, 40), used=st.sets(st.integers(0, 80)), batches=st.lists(st.integers(0, 20), max_size=6)
+)
+def test_positions_that_were_used_already_are_left_out(size: int, start: int, used: set[int], batches: list[int]) -> None:
+    order = numbers(stream(size), 400)
+    source = stream(size)
+    source.restore(Cursor(**json.loads(json.dumps(asdict(source.cursor_at(start, used))))))
+    expected = [number for place, number in enumerate(order) if place >= start and place not in used]
+    drawn = [number for count in batches for number in numbers(source, count)]
+    assert drawn == expected[: sum(batches)]
+    assert {place for place in used if place >= source.position} == source.used(source.cursor)
+
+
 def test_batch_size_does_not_change_the_order() -> None:
     one, other = stream(7), stream(7)
     assert [n for _ in range(30) for n in numbers(one, 1)] == numbers(other, 30)
@@ -56,7 +70,7 @@ def test_orders_differ_by_epoch_and_seed_and_are_pinned() -> None:
 
 
 def test_cursors_of_other_data_are_refused() -> None:
-    for cursor in (Cursor(0, 5), Cursor(-1, 0), Cursor(0, -1)):
+    for cursor in (Cursor(0, 5), Cursor(-1, 0), Cursor(0, -1), Cursor(0, 0, (-1,))):
         with pytest.raises(DataError, match="does not fit 5 prompts"):
             stream(5).restore(cursor)
     with pytest.raises(DataError, match="no prompts"):

@@ -15,6 +15,7 @@ from next_ray.rollout.probe import probe_adapter
 from next_ray.rollout.stepping import Batch
 from next_ray.types import Adapter, Group, Sampling
 from tests.rollout.test_engine import RANK, engine_rows, flat, make_spec, requests_for, tokens
+from tests.rollout.test_reload import moved, parts_of
 from tests.rollout.tiny_model import SecondOpinion, linear_shapes, save_tiny_model
 
 pytestmark = pytest.mark.vllm
@@ -167,9 +168,24 @@ def test_what_is_of_the_adapter_in_force_goes_on(restarting: VllmEngine, adapter
     restarting.load({1: adapters[1]}, in_force=1)
     batch = restarting.begin(requests_for([1]), SAMPLING)
     steps(restarting, 4)
+    with pytest.raises(ConfigError, match="still in use"):
+        restarting.load({version: adapters[version] for version in (1, 2, 3)}, in_force=1)
     assert restarting.has_room(2, in_force=1) and not restarting.has_room(3, in_force=1) and restarting.has_room(3, in_force=2)
     restarting.load({1: adapters[1], 3: adapters[3]}, in_force=1)
     finish(restarting, batch)
     assert batch.restarts == 0
     with pytest.raises(ConfigError, match="version 7 shall be in force"):
         restarting.load({1: adapters[1]}, in_force=7)
+
+
+def test_full_weights_too_find_requests_begun_anew(restarting: VllmEngine, model: Path) -> None:
+    batch = restarting.begin(requests_for([0]), SAMPLING)
+    steps(restarting, 1)
+    restarting.reload(7, parts_of(moved(model, 1)))
+    (groups,) = finish(restarting, batch)
+    assert batch.restarts == 1
+    assert [tokens(group) for group in groups] == [tokens(group) for group in restarting.generate(requests_for([7]), SAMPLING)]
+    assert {c.version for g in groups for c in g.completions} == {7}
+    with pytest.raises(StaleCompletionError, match=r"serves \[7\]"):
+        restarting.begin(requests_for([0]), SAMPLING)
+    restarting.reload(0)

@@ -68,6 +68,12 @@ class ScriptedEngine:
         self.log.append(f"begin {requests[0].prompt.id}")
         return batch
 
+    restarts = False
+
+    def reload(self, version: int, parts: Any) -> None:
+        assert not self.left or self.restarts
+        self.log.append(f"reload {version}")
+
     def step(self) -> list[Batch]:
         self.stepping.set()
         assert self.paid.acquire(timeout=PATIENCE_S)
@@ -148,6 +154,18 @@ def test_a_deterministic_engine_takes_one_thing_at_a_time() -> None:
     wait(asked, PATIENCE_S)
     assert driver.engine.log == ["begin a", "done a", "load [1]", "begin b", "done b", "begin c", "done c"]
     driver.thread.close()
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_full_weights_wait_for_what_is_in_flight_unless_it_is_begun_anew(driver: Driver, restarts: bool) -> None:
+    driver.engine.restarts = restarts
+    asked: list[Future[Any]] = [driver.generate("a", steps=3)]
+    driver.engine.stepping.wait(PATIENCE_S)
+    asked += [driver.thread.reload(5, None), driver.generate("b")]
+    driver.pay(10)
+    wait(asked, PATIENCE_S)
+    order = ["reload 5", "begin b", "done b", "done a"] if restarts else ["done a", "reload 5", "begin b", "done b"]
+    assert driver.engine.log == ["begin a", *order]
 
 
 def test_a_refusal_is_its_callers_alone(driver: Driver) -> None:
