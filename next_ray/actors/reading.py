@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import ray.data
 from next_ray.actors.cluster import OpenCluster, actor_environment
 from next_ray.config import Config, FileSource
 from next_ray.data.formats import Setting
-from next_ray.data.pieces import QUOTED, ROWS, UNCOUNTED, Decision, Reading, choose, decide, pieces_of, read_pieces, unpacked
+from next_ray.data.pieces import QUOTED, UNCOUNTED, Decision, Reading, choose, decide, pieces_of, read_pieces, unpacked
 from next_ray.data.prepare import Read, load_splits
 from next_ray.data.sources import Loaded, LoadReport, conflict
 from next_ray.data.template import PromptEncoder
@@ -60,7 +61,8 @@ class RayReader:
         known = ray.put((reading, pieces))
         numbers: Any = ray.data.range(len(pieces), override_num_blocks=len(pieces))
         rows = numbers.map_batches(_read, batch_size=None, batch_format="pyarrow", fn_args=(known,), **self._task).materialize()
-        decision = _decided(rows, len(pieces))
+        # Not `select_columns`, whose tasks would start workers of another environment.
+        decision = _decided(rows.map_batches(_hashes, batch_size=None, batch_format="pyarrow", **self._task), len(pieces))
         marks = ray.put((decision.marks, verifier, self._encoder))
         left = rows.map_batches(_choose, batch_size=None, batch_format="pyarrow", fn_args=(marks,), **self._task)
         return self._loaded(reading, left, decision)
@@ -95,12 +97,22 @@ def _read(batch: Any, known: Any) -> Any:
     return read_pieces(reading, pieces, batch.column("id").to_pylist())
 
 
+def _hashes(rows: Any) -> Any:
+    return rows.drop_columns(["content"])
+
+
 def _choose(rows: Any, known: Any) -> Any:
     return choose(rows, *_fetched(known))
 
 
 def _fetched(value: Any) -> Any:
-    return ray.get(value) if isinstance(value, ray.ObjectRef) else value
+    return _once(value) if isinstance(value, ray.ObjectRef) else value
+
+
+@lru_cache(maxsize=1)
+def _once(ref: Any) -> Any:
+    """What all tasks of a pass share, once a process: to unpack a tokenizer takes longer than to read a small shard."""
+    return ray.get(ref)
 
 
 def _decided(rows: Any, num_pieces: int) -> Decision:
@@ -108,9 +120,7 @@ def _decided(rows: Any, num_pieces: int) -> Decision:
     sizes = np.zeros(num_pieces, np.int64)
     hashes: list[list[np.ndarray]] = [[], [], []]
     last = 0
-    for table in rows.select_columns([name for name in ROWS.names if name != "content"]).iter_batches(
-        batch_size=None, batch_format="pyarrow"
-    ):
+    for table in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
         if errors := [text for text in table.column("error").to_pylist() if text]:
             raise DataError(errors[0])
         pieces = table.column("piece").to_numpy()
