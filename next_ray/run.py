@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from next_ray import estimate
 from next_ray.commands.ending import ended
@@ -28,6 +29,9 @@ from next_ray.settings import load_config
 from next_ray.store.checkpoints import CheckpointStore
 from next_ray.store.lease import Lease
 from next_ray.types import Manifest
+
+if TYPE_CHECKING:
+    from next_ray.data.prepare import Read
 
 SUMMARY = "summary"
 TORN_AFTER_S = 3600.0
@@ -92,10 +96,9 @@ async def execute(config: Config) -> None:
     from next_ray.actors.launch import Job, launch
     from next_ray.actors.metrics import MetricsReporter
     from next_ray.actors.probing import probe
-    from next_ray.data.prepare import filter_by_length, load_splits, load_tokenizer, with_worked_problems
+    from next_ray.data.prepare import Read, chosen_reader, filter_by_length, load_splits, load_tokenizer, with_worked_problems
     from next_ray.loop import TrainingLoop
     from next_ray.ports import Stages
-    from next_ray.reward.pool import check_functions
 
     output = Path(config.run.output_dir).expanduser() / config.run.name
     async with AsyncExitStack() as stack:
@@ -109,10 +112,9 @@ async def execute(config: Config) -> None:
         latest = await asyncio.to_thread(store.latest)
         progress = _progress(config, store, latest)
         config = with_worked_problems(config)
-        splits, load_report = load_splits(config)
-        report.say(load_report)
-        kinds = sorted({p.verifier for p in (*splits.train, *splits.gate, *splits.test)})
-        await asyncio.to_thread(check_functions, config.reward, kinds)
+        read = Read(*load_splits(config)) if chosen_reader(config) == "local" else None
+        if read is not None:
+            await _check_read(read, config, report)
 
         # Only the tiny model needs Ray to be made; any other is checked before anything is started.
         model = None if config.model.name == "tiny" else await _prepare(config, report)
@@ -124,11 +126,19 @@ async def execute(config: Config) -> None:
         model = model or await _prepare(config, report)
         rank = config.learner.lora.rank if config.learner.mode == "lora" else 0
         store.claim_identity({"base_fingerprint": model.fingerprint, "model": model.name, "lora_rank": rank})
-        splits, length_report = filter_by_length(splits, load_tokenizer(model.path, config.model.trust_remote_code), config)
+        tokenizer = load_tokenizer(model.path, config.model.trust_remote_code)
+        if read is None:
+            from next_ray.actors.reading import read_splits
+
+            report.phase("reading the data")
+            read = await asyncio.to_thread(read_splits, config, cluster, tokenizer)
+            await _check_read(read, config, report)
+        splits, length_report = filter_by_length(read.splits, tokenizer, config, read.lengths)
         report.say(length_report)
+        verifiers, read = read.verifiers, None  # the prompts that were too long are not kept
 
         report.resume(progress.step, store.read_table("metrics", progress.step) if latest else [], progress.jumps)
-        job = Job(config, cluster, model, store, latest.id if latest else None, lease.token, kinds, report.say)
+        job = Job(config, cluster, model, store, latest.id if latest else None, lease.token, verifiers, report.say)
         report.phase("starting engines and learners")
         launched = await stack.enter_async_context(launch(job))
         report.phase("probing")
@@ -144,6 +154,14 @@ async def execute(config: Config) -> None:
             await loop.run()
         summary = report.finish(await loop.finish(), await launched.trajectory.background_s(), progress.jumps)
         await launched.archive.record(SUMMARY, summary)
+
+
+async def _check_read(read: Read, config: Config, report: Report) -> None:
+    """Say what was read, and call the user's own verifiers once before anything depends on them."""
+    from next_ray.reward.pool import check_functions
+
+    report.say(read.report)
+    await asyncio.to_thread(check_functions, config.reward, read.verifiers)
 
 
 def _progress(config: Config, store: CheckpointStore, latest: Manifest | None) -> Progress:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from next_ray.config import FileSource
+from next_ray.data.formats import Setting
 from next_ray.data.sources import load_problems
 from next_ray.errors import ConfigError, DataError
 from next_ray.evaluate.benchmarks import BENCHMARKS, PLACEHOLDER, Benchmark
@@ -67,13 +68,12 @@ def load_set(benchmark: Benchmark, path: str, reading: Reading) -> ProblemSet:
     source = FileSource(path=path)
     try:
         options = {"endpoint_url": reading.endpoint_url} if reading.endpoint_url else {}
-        loaded = load_problems(source, reading.seed, benchmark.verifier, options)
+        loaded = load_problems(source, reading.seed, benchmark.verifier, options, Setting(f"--data {benchmark.name}=PATH"))
     except DataError as error:
-        text = str(error).replace("data.train.path or data.held_out.path", f"--data {benchmark.name}=PATH")
         hint = ""
         if path.startswith("hf://"):
             hint = f" Without access to the hub, give the set as a file: --data {benchmark.name}=PATH (.jsonl, .json, .parquet or .csv)."
-        raise DataError(text + hint) from error
+        raise DataError(f"{error}{hint}") from error
     prompts = tuple(_worded(prompt, benchmark.template) for prompt in loaded.prompts[: reading.limit])
     return ProblemSet(benchmark, path, prompts, f"{benchmark.name}: {loaded.report}")
 

@@ -110,6 +110,9 @@ class DataSection(Section):
 
     train: Source = ArithmeticSource()
     """Where training prompts come from."""
+    reader: Literal["auto", "local", "ray"] = "auto"
+    """Who reads files: `local` the driver, one row after the other, before anything is started; `ray` Ray Data tasks on all cores, with the
+    same result; `auto` the tasks where files are large and cores are many."""
     held_out: FileSource | None = None
     """A file of held-out problems; when unset they are split off `train` by a hash of the prompt."""
     gate_prompts: int = Field(default=96, ge=1)

@@ -15,6 +15,7 @@ import numpy as np
 from next_ray.config import DataSection
 from next_ray.config.warmstart import DemonstrationsSection
 from next_ray.data.files import read_rows
+from next_ray.data.formats import Setting
 from next_ray.data.prompts import make_prompt, prompt_text, stable_hash
 from next_ray.data.template import PromptEncoder
 from next_ray.errors import DataError
@@ -64,7 +65,7 @@ def load_demonstrations(data: DemonstrationsSection, tokenizer: Any, seed: int) 
     Raises:
         DataError: a file is missing or malformed (file and line are named), or one of the two sets is empty.
     """
-    rows = _read(data.path, data)
+    rows = _read(data.path, "data.path", data)
     if data.held_out is None:
         texts = sorted({_text(row) for row in rows}, key=lambda text: stable_hash(f"{seed} {text}"))
         if len(texts) < 2:
@@ -72,7 +73,7 @@ def load_demonstrations(data: DemonstrationsSection, tokenizer: Any, seed: int) 
         withheld = set(texts[: min(len(texts) - 1, max(1, round(data.held_out_share * len(texts))))])
         held_out = [row for row in rows if _text(row) in withheld]
     else:
-        held_out = _read(data.held_out, data)
+        held_out = _read(data.held_out, "data.held_out", data)
         withheld = {_text(row) for row in held_out}
     train = [row for row in rows if _text(row) not in withheld]
     overlap = 0 if data.held_out is None else len(rows) - len(train)
@@ -148,10 +149,10 @@ def read_demonstration(row: Any, prompt_field: str | None = None, completion_fie
     return Demonstration(make_prompt(turns, "", "exact"), completion)
 
 
-def _read(path: str, data: DemonstrationsSection) -> list[Demonstration]:
+def _read(path: str, setting: str, data: DemonstrationsSection) -> list[Demonstration]:
     options = {"endpoint_url": data.endpoint_url} if data.endpoint_url else {}
     found: list[Demonstration] = []
-    for row in read_rows(path, options):
+    for row in read_rows(path, options, setting=Setting(setting)):
         try:
             found.append(read_demonstration(row.value, data.prompt_field, data.completion_field))
         except ValueError as error:

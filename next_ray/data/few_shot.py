@@ -7,12 +7,13 @@ from typing import Any
 
 from next_ray.config import DataSection, FewShotFile, FewShotTurn
 from next_ray.data.files import read_rows
-from next_ray.data.formats import FormatError, has_options, read_row, worked_answer
+from next_ray.data.formats import FormatError, Setting, has_options, read_row, worked_answer
 from next_ray.data.prompts import prompt_text
 from next_ray.errors import ConfigError, DataError
 from next_ray.types import Prompt
 
 PLACEHOLDER = "{answer}"
+SETTING = Setting.of("data.few_shot")
 
 
 def with_few_shot(data: DataSection, seed: int, storage_options: Mapping[str, Any] | None = None) -> DataSection:
@@ -28,12 +29,12 @@ def with_few_shot(data: DataSection, seed: int, storage_options: Mapping[str, An
     if PLACEHOLDER not in few_shot.answer_template:
         raise ConfigError(f"data.few_shot.answer_template={few_shot.answer_template!r} has no {PLACEHOLDER}. Add it.")
     turns: dict[str, FewShotTurn] = {}
-    for row in read_rows(few_shot.path, storage_options or {}):
+    for row in read_rows(few_shot.path, storage_options or {}, setting=SETTING):
         place = f"{few_shot.path}, {row.place}"
         try:
-            problem = read_row(row.value, few_shot.prompt_field, few_shot.answer_field, seed)
+            problem = read_row(row.value, few_shot.prompt_field, few_shot.answer_field, seed, SETTING)
         except FormatError as error:
-            raise DataError(f"{place}: {str(error).replace('data.train.', 'data.few_shot.')}") from error
+            raise DataError(f"{place}: {error}") from error
         questions = [message for message in problem.messages if message["role"] != "system"]
         if len(questions) != 1:
             raise DataError(f"{place}: a worked problem is one question, and this one has {len(questions)} turns. Leave it out.")

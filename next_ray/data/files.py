@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
 from next_ray.config import FileSource
-from next_ray.data.formats import TOP_FIELDS, FormatError, read_row
+from next_ray.data.formats import TOP_FIELDS, TRAIN, FormatError, Setting, read_row
 from next_ray.data.places import extension_of, find_files, readable
 from next_ray.data.prompts import make_prompt
 from next_ray.errors import DataError
@@ -27,18 +27,48 @@ class Row:
     value: Any
 
 
-def load_file(source: FileSource, verifier: str, seed: int, storage_options: Mapping[str, Any]) -> Iterator[Prompt]:
+@dataclass(frozen=True)
+class Part:
+    """A file of a source.
+
+    Args:
+        name: in its file system.
+        inside: what stands before the place of a row: nothing, or the file's own name where the source has several.
+        num_bytes: its size.
+    """
+
+    name: str
+    inside: str
+    num_bytes: int
+
+
+def load_file(
+    source: FileSource, verifier: str, seed: int, storage_options: Mapping[str, Any], setting: Setting = TRAIN
+) -> Iterator[Prompt]:
     """Prompts of a file, folder or pattern in its order, duplicates included; raises `DataError` naming file and line (or row)."""
+    rows = read_rows(source.path, storage_options, columns_of(source), setting)
+    return prompts_of(rows, source, verifier, seed, setting)
+
+
+def columns_of(source: FileSource) -> set[str]:
+    """The columns of a table that `prompts_of` can need."""
     named = [name for field in (source.prompt_field, source.answer_field) if field for name in (field, field.partition(".")[0])]
-    for row in read_rows(source.path, storage_options, {*TOP_FIELDS, *named}):
+    return {*TOP_FIELDS, *named}
+
+
+def prompts_of(rows: Iterable[Row], source: FileSource, verifier: str, seed: int, setting: Setting = TRAIN) -> Iterator[Prompt]:
+    """Rows understood; raises `DataError` naming the row."""
+    for row in rows:
         try:
-            problem = read_row(row.value, source.prompt_field, source.answer_field, seed)
+            problem = read_row(row.value, source.prompt_field, source.answer_field, seed, setting)
         except FormatError as error:
             raise DataError(f"{source.path}, {row.place}: {error}") from error
         yield make_prompt(problem.messages, problem.answer, verifier, problem.metadata)
 
 
-def read_rows(path: str, storage_options: Mapping[str, Any], columns: Collection[str] | None = None) -> Iterator[Row]:
+def read_rows(
+    path: str, storage_options: Mapping[str, Any], columns: Collection[str] | None = None, setting: Setting = TRAIN
+) -> Iterator[Row]:
     """The rows of a file, or of all files of a folder or pattern, as they are; one batch of them is held at a time.
 
     Args:
@@ -46,23 +76,37 @@ def read_rows(path: str, storage_options: Mapping[str, Any], columns: Collection
         storage_options: passed to fsspec on S3.
         columns: the only ones to read of parquet files, whose other columns are then not even fetched; None: all. All are read
             as well where the file has fewer than two of them, so that a complaint can name what is there.
+        setting: what the user calls the path.
 
     Raises:
         DataError: names the file, and the line where there is one.
     """
-    with readable(path):
-        files, names = find_files(path, storage_options)
-        for name in names:
-            inside = f"{name.rpartition('/')[2]}, " if len(names) > 1 or not path.endswith(name.rpartition("/")[2]) else ""
-            place = f"{path}, {inside.removesuffix(', ')}" if inside else path
-            with files.open(name, "rb") as file:
-                for row in _rows_of(place, str(extension_of(name)), file, columns):
-                    yield Row(inside + row.place, row.value)
+    with readable(path, setting.path):
+        files, parts = find_parts(path, storage_options)
+        for part in parts:
+            yield from rows_of_part(path, files, part, columns)
 
 
-def _rows_of(path: str, extension: str, file: IO[bytes], columns: Collection[str] | None) -> Iterator[Row]:
+def find_parts(path: str, storage_options: Mapping[str, Any]) -> tuple[Any, list[Part]]:
+    """The file system of a path and its files; see `places.find_files`. Call it within `places.readable`."""
+    files, names = find_files(path, storage_options)
+    alone = len(names) == 1 and path.endswith(names[0].rpartition("/")[2])
+    return files, [Part(name, "" if alone else f"{name.rpartition('/')[2]}, ", int(files.size(name) or 0)) for name in names]
+
+
+def rows_of_part(
+    path: str, files: Any, part: Part, columns: Collection[str] | None, groups: tuple[int, int] | None = None
+) -> Iterator[Row]:
+    """The rows of one file of a source, or of a parquet file's row groups `groups[0]` to `groups[1] - 1`; within `places.readable`."""
+    place = f"{path}, {part.inside.removesuffix(', ')}" if part.inside else path
+    with files.open(part.name, "rb") as file:
+        for row in _rows_of(place, str(extension_of(part.name)), file, columns, groups):
+            yield Row(part.inside + row.place, row.value)
+
+
+def _rows_of(path: str, extension: str, file: IO[bytes], columns: Collection[str] | None, groups: tuple[int, int] | None) -> Iterator[Row]:
     if extension == ".parquet":
-        return _parquet(path, file, columns)
+        return _parquet(path, file, columns, groups)
     return {".jsonl": _jsonl, ".json": _json, ".csv": _csv}[extension](path, file)
 
 
@@ -125,16 +169,17 @@ def _csv(path: str, file: IO[bytes]) -> Iterator[Row]:
         raise DataError(f"{path}, line {reader.line_num}: not valid CSV ({error}). Check the quotes.") from error
 
 
-def _parquet(path: str, file: IO[bytes], columns: Collection[str] | None) -> Iterator[Row]:
+def _parquet(path: str, file: IO[bytes], columns: Collection[str] | None, groups: tuple[int, int] | None) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        number = 0
         table = pq.ParquetFile(file)
+        start, end = groups or (0, table.num_row_groups)
+        number = sum(table.metadata.row_group(group).num_rows for group in range(start))
         wanted = [name for name in table.schema_arrow.names if columns is None or name in columns]
         # One row group at a time: asked for all of them, the reader fetches the whole file before the first row.
-        for group in range(table.num_row_groups):
+        for group in range(start, end):
             for batch in table.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=wanted if len(wanted) > 1 else None):
                 for entry in batch.to_pylist():
                     number += 1

@@ -54,19 +54,36 @@ class Problem:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-def read_row(row: Any, prompt_field: str | None, answer_field: str | None, seed: int) -> Problem:
+@dataclass(frozen=True)
+class Setting:
+    """What the user calls the place of a source and of its two fields, for messages; None: the fields cannot be named there."""
+
+    path: str
+    prompt_field: str | None = None
+    answer_field: str | None = None
+
+    @classmethod
+    def of(cls, section: str) -> Setting:
+        """The settings of a section of a job."""
+        return cls(f"{section}.path", f"{section}.prompt_field", f"{section}.answer_field")
+
+
+TRAIN = Setting.of("data.train")
+
+
+def read_row(row: Any, prompt_field: str | None, answer_field: str | None, seed: int, setting: Setting = TRAIN) -> Problem:
     """Messages and answer of a row; named fields (dots reach inside) win over the search. Raises `FormatError`."""
     if not isinstance(row, Mapping):
         raise FormatError(f"expected a JSON object, found {_kind(row)}.")
     row = {str(name): _plain(value) for name, value in row.items()}
     metadata = {kept: str(row[name]) for name, kept in KEPT_FIELDS.items() if isinstance(row.get(name), str | int)}
-    prompt_name, prompt = _find(row, prompt_field, PROMPT_FIELDS, "a prompt", "data.train.prompt_field")
+    prompt_name, prompt = _find(row, prompt_field, PROMPT_FIELDS, "a prompt", setting.prompt_field)
     if prompt_field is None and answer_field is None:
         choice = _multiple_choice(row, prompt, seed)
         if choice is not None:
             return Problem(_messages("question", choice[0]), choice[1], metadata)
     messages = _messages(prompt_name, prompt)
-    answer_name, answer = _find(row, answer_field, ANSWER_FIELDS, "an answer", "data.train.answer_field")
+    answer_name, answer = _find(row, answer_field, ANSWER_FIELDS, "an answer", setting.answer_field)
     return Problem(messages, _answer(answer_name, answer), metadata)
 
 
@@ -93,14 +110,15 @@ def _plain(value: Any) -> Any:
     return {str(name): _plain(item) for name, item in value.items()} if isinstance(value, Mapping) else value
 
 
-def _find(row: Mapping[str, Any], wanted: str | None, candidates: Sequence[str], what: str, option: str) -> tuple[str, Any]:
+def _find(row: Mapping[str, Any], wanted: str | None, candidates: Sequence[str], what: str, option: str | None) -> tuple[str, Any]:
     for name in candidates if wanted is None else (wanted,):
         value = _reach(row, name)
         if value is not None and value != "" and value != []:
             return name, value
     present = ", ".join(map(str, row)) or "nothing"
     if wanted is None:
-        raise FormatError(f"expected {what} in one of {', '.join(candidates)}; the row has {present}. Name the field with {option}.")
+        advice = f"Name the field with {option}." if option else "Rename the field."
+        raise FormatError(f"expected {what} in one of {', '.join(candidates)}; the row has {present}. {advice}")
     close = difflib.get_close_matches(wanted, [str(name) for name in row], n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise FormatError(f"expected {what} in the field {wanted!r} ({option}), which is missing or empty; the row has {present}.{hint}")

@@ -35,10 +35,7 @@ def find_files(path: str, storage_options: Mapping[str, Any]) -> tuple[Any, list
     Raises:
         DataError: nothing matches, the extension is unknown, or the files are of several formats.
     """
-    import fsspec
-
-    on_s3 = "s3://" in path or "s3a://" in path
-    files, root = fsspec.core.url_to_fs(path, **(storage_options if on_s3 else {}))
+    files, root = file_system(path, storage_options)
     if has_magic(root) and not files.exists(root):
         found = {name: info["type"] for name, info in files.glob(root, detail=True).items()}
         names = [name for name, kind in found.items() if kind == "file"]
@@ -60,14 +57,22 @@ def find_files(path: str, storage_options: Mapping[str, Any]) -> tuple[Any, list
     return files, names
 
 
+def file_system(path: str, storage_options: Mapping[str, Any]) -> tuple[Any, str]:
+    """The file system of a path or URL, and what the path is called there."""
+    import fsspec
+
+    on_s3 = "s3://" in path or "s3a://" in path
+    return fsspec.core.url_to_fs(path, **(storage_options if on_s3 else {}))
+
+
 @contextmanager
-def readable(path: str) -> Iterator[None]:
-    """Whatever file system or network raise becomes a `DataError` that names the path and what to do."""
+def readable(path: str, setting: str) -> Iterator[None]:
+    """Whatever file system or network raise becomes a `DataError` that names the path, its setting and what to do."""
     on_hub = path.startswith(HUB)
     try:
         yield
     except FileNotFoundError as error:
-        advice = HUB_ADVICE if on_hub else "Check data.train.path or data.held_out.path."
+        advice = HUB_ADVICE if on_hub else f"Check {setting}."
         raise DataError(f"{path}: no such file. {advice}") from error
     except PermissionError as error:
         raise DataError(f"{path}: access denied ({error}). Check the credentials in the environment and the file's permissions.") from error

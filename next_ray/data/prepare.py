@@ -2,18 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Literal
 
-from next_ray.config import Config
+from next_ray.config import Config, FileSource
 from next_ray.data.few_shot import with_few_shot, without_shown
-from next_ray.data.sources import load_problems
+from next_ray.data.files import find_parts
+from next_ray.data.formats import TRAIN, Setting
+from next_ray.data.places import readable
+from next_ray.data.sources import FileReader, load_problems
 from next_ray.data.splits import Splits, split
 from next_ray.data.stream import Mixture
 from next_ray.data.template import Fit, PromptEncoder
 from next_ray.errors import DataError, ModelError
 from next_ray.types import Prompt
+
+AUTO_BYTES = 200 * 2**20
+"""`data.reader: auto` leaves files of fewer bytes together to the driver."""
+AUTO_CORES = 4
+"""And so it does on a machine of fewer cores, unless there is a cluster."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """The three sets, what was read, and token counts by prompt id as far as the reader knows them."""
+
+    splits: Splits
+    report: str
+    lengths: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def verifiers(self) -> list[str]:
+        """The verifiers of all prompts."""
+        return sorted({prompt.verifier for prompt in (*self.splits.train, *self.splits.gate, *self.splits.test)})
+
+
+def chosen_reader(config: Config) -> Literal["local", "ray"]:
+    """Who reads: `data.reader`, where `auto` goes by the size of the files and by the cores that there are.
+
+    Raises `DataError` for files that are not there.
+    """
+    data = config.data
+    sources = (
+        [(part.source, f"data.train.sources[{i}].source") for i, part in enumerate(data.train.sources)]
+        if data.train.kind == "mixture"
+        else [(data.train, "data.train")]
+    )
+    if data.held_out is not None:
+        sources.append((data.held_out, "data.held_out"))
+    num_bytes = 0
+    for source, section in sources:
+        if isinstance(source, FileSource):
+            with readable(source.path, f"{section}.path"):
+                num_bytes += sum(part.num_bytes for part in find_parts(source.path, storage_options(config))[1])
+    if data.reader != "auto":
+        return data.reader
+    many_cores = "RAY_ADDRESS" in os.environ or (os.cpu_count() or 1) >= AUTO_CORES
+    return "ray" if many_cores and num_bytes >= AUTO_BYTES else "local"
 
 
 def storage_options(config: Config) -> dict[str, str]:
@@ -26,17 +74,17 @@ def with_worked_problems(config: Config) -> Config:
     return config.model_copy(update={"data": with_few_shot(config.data, config.run.seed, storage_options(config))})
 
 
-def load_splits(config: Config) -> tuple[Splits, str]:
-    """Load and split the problems; the text says what was loaded. Raises `DataError` before anything is started."""
+def load_splits(config: Config, read_file: FileReader | None = None) -> tuple[Splits, str]:
+    """Load (files with `read_file`, if given) and split the problems; the text says what was loaded. Raises `DataError`."""
     data, seed, verifier = config.data, config.run.seed, config.reward.deciding
     options = storage_options(config)
-    train = load_problems(data.train, seed, verifier, options)
+    train = load_problems(data.train, seed, verifier, options, TRAIN, read_file)
     lines = [str(train.report)]
     prompts = without_shown(train.prompts, data.few_shot)
     num_shown = len(train.prompts) - len(prompts)
     held_out = None
     if data.held_out is not None:
-        loaded = load_problems(data.held_out, seed, verifier, options)
+        loaded = load_problems(data.held_out, seed, verifier, options, Setting.of("data.held_out"), read_file)
         held_out = without_shown(loaded.prompts, data.few_shot)
         num_shown += len(loaded.prompts) - len(held_out)
         lines.append(str(loaded.report))
@@ -73,12 +121,17 @@ def check_characters(splits: Splits, encoder: PromptEncoder, tokenizer: Any) -> 
             )
 
 
-def filter_by_length(splits: Splits, tokenizer: Any, config: Config) -> tuple[Splits, str]:
-    """Leave out prompts that are longer than `data.max_prompt_tokens`, in all three sets; the text counts them."""
+def filter_by_length(
+    splits: Splits, tokenizer: Any, config: Config, lengths: Mapping[str, int] = MappingProxyType({})
+) -> tuple[Splits, str]:
+    """Leave out prompts that are longer than `data.max_prompt_tokens`, in all three sets; the text counts them.
+
+    `lengths` are token counts by prompt id that are known already.
+    """
     encoder = PromptEncoder(tokenizer, config.data)
     check_characters(splits, encoder, tokenizer)
     limit = config.data.max_prompt_tokens
-    fits = {name: encoder.fits(getattr(splits, name), limit) for name in ("train", "gate", "test")}
+    fits = {name: encoder.fits(getattr(splits, name), limit, lengths) for name in ("train", "gate", "test")}
     for name, fit in fits.items():
         if not fit.kept:
             raise DataError(f"No {name} prompt fits data.max_prompt_tokens={limit}; raise it or take shorter problems.")

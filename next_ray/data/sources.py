@@ -6,12 +6,13 @@ import dataclasses
 import difflib
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from next_ray.config import ArithmeticSource, FileSource, MixtureSource, ReasoningGymSource
 from next_ray.data.files import load_file
+from next_ray.data.formats import TRAIN, Setting
 from next_ray.data.gym import reasoning_gym
 from next_ray.data.prompts import prompt_text, user_prompt
 from next_ray.data.stream import Mixture
@@ -55,11 +56,17 @@ class Loaded:
     mixture: Mixture | None = None
 
 
+FileReader = Callable[[FileSource, str, int, Mapping[str, Any], Setting], Loaded]
+"""Reads a file source's distinct prompts: source, verifier, seed, storage options, what the user calls it."""
+
+
 def load_problems(
     source: ArithmeticSource | ReasoningGymSource | FileSource | MixtureSource,
     seed: int,
     verifier: str = "auto",
     storage_options: Mapping[str, Any] | None = None,
+    setting: Setting = TRAIN,
+    read_file: FileReader | None = None,
 ) -> Loaded:
     """All distinct problems of a source.
 
@@ -68,6 +75,8 @@ def load_problems(
         seed: decides what procedural sources draw, and the order of multiple-choice options; the same seed gives the same prompts.
         verifier: `reward.verifier` of the config; `auto` picks what suits the source.
         storage_options: passed to fsspec for files, for example `{"endpoint_url": ...}` on S3.
+        setting: what the user calls the source.
+        read_file: reads files; None: in this process, one row after the other.
 
     Raises:
         DataError: the source is missing, empty or malformed, or asks for what does not exist.
@@ -79,17 +88,27 @@ def load_problems(
             return _distinct(f"reasoning-gym {source.task}", _reasoning_gym(source, seed, verifier))
         case FileSource():
             kind = _plain_verifier(verifier, "math", source.path)
-            loaded = _distinct(source.path, load_file(source, kind, seed, storage_options or {}))
+            loaded = (read_file or read_in_order)(source, kind, seed, storage_options or {}, setting)
             if not loaded.prompts:
                 raise DataError(f"{source.path}: the file holds no problem. One JSON object (or parquet row) per problem is expected.")
             return loaded
         case MixtureSource():
-            return _mixture(source, seed, verifier, storage_options)
+            parts = [
+                load_problems(
+                    part.source, seed, part.verifier or verifier, storage_options, Setting.of(f"data.train.sources[{i}].source"), read_file
+                )
+                for i, part in enumerate(source.sources)
+            ]
+            return _together(source, parts)
 
 
-def _mixture(source: MixtureSource, seed: int, verifier: str, storage_options: Mapping[str, Any] | None) -> Loaded:
+def read_in_order(source: FileSource, verifier: str, seed: int, storage_options: Mapping[str, Any], setting: Setting) -> Loaded:
+    """A file source's distinct prompts, read in this process."""
+    return _distinct(source.path, load_file(source, verifier, seed, storage_options, setting))
+
+
+def _together(source: MixtureSource, parts: Sequence[Loaded]) -> Loaded:
     """Every source's problems, one source after the other; the first source with a text keeps it."""
-    parts = [load_problems(part.source, seed, part.verifier or verifier, storage_options) for part in source.sources]
     origins = [part.report.origin for part in parts]
     names = tuple(f"{name} (source {i})" if origins.count(name) > 1 else name for i, name in enumerate(origins, start=1))
     whole = _distinct("together", (prompt for part in parts for prompt in part.prompts))
@@ -124,9 +143,15 @@ def _distinct(origin: str, prompts: Iterable[Prompt]) -> Loaded:
         if first is not prompt and first.answer.strip() != prompt.answer.strip():
             conflicts += 1
             if len(examples) < NUM_EXAMPLES:
-                examples.append(f"{text[:TEXT_LENGTH]!r}: {first.answer[:TEXT_LENGTH]!r} and {prompt.answer[:TEXT_LENGTH]!r}")
+                examples.append(conflict(first, prompt))
     report = LoadReport(origin, rows, len(kept), rows - len(kept), conflicts, tuple(examples))
     return Loaded(list(kept.values()), report)
+
+
+def conflict(first: Prompt, other: Prompt) -> str:
+    """Two answers to one text, for a report."""
+    answers = f"{first.answer[:TEXT_LENGTH]!r} and {other.answer[:TEXT_LENGTH]!r}"
+    return f"{prompt_text(first.messages)[:TEXT_LENGTH]!r}: {answers}"
 
 
 def _arithmetic(source: ArithmeticSource, seed: int, verifier: str) -> Iterable[Prompt]:

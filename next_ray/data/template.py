@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from next_ray.config import DataSection, FewShotFile
@@ -10,6 +11,8 @@ from next_ray.errors import ConfigError, DataError
 from next_ray.types import Prompt
 
 PLACEHOLDER = "{prompt}"
+AT_ONCE = 1000
+"""Prompts that are tokenized together."""
 
 
 class Fit(NamedTuple):
@@ -63,9 +66,18 @@ class PromptEncoder:
             system += [{"role": "user", "content": self._wrapped(turn.prompt)}, {"role": "assistant", "content": turn.answer}]
         return self._tokenizer.apply_chat_template(system + turns, tokenize=False, add_generation_prompt=True)
 
-    def fits(self, prompts: Sequence[Prompt], max_tokens: int) -> Fit:
-        """Leave out prompts of more than `max_tokens` tokens; raises `DataError` when none is left."""
-        lengths = [len(ids) for ids in self._tokenize([self.render(prompt) for prompt in prompts])]
+    def lengths(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Tokens of each prompt; the token ids of a thousand prompts are held at a time."""
+        blocks = (prompts[start : start + AT_ONCE] for start in range(0, len(prompts), AT_ONCE))
+        return [len(ids) for block in blocks for ids in self._tokenize([self.render(prompt) for prompt in block])]
+
+    def fits(self, prompts: Sequence[Prompt], max_tokens: int, known: Mapping[str, int] = MappingProxyType({})) -> Fit:
+        """Leave out prompts of more than `max_tokens` tokens; raises `DataError` when none is left.
+
+        `known` are lengths by prompt id that need no tokenizer any more.
+        """
+        counted = iter(self.lengths([prompt for prompt in prompts if prompt.id not in known]))
+        lengths = [known[prompt.id] if prompt.id in known else next(counted) for prompt in prompts]
         kept = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= max_tokens]
         if prompts and not kept:
             raise DataError(

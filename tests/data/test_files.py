@@ -10,8 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from next_ray.config import FileSource
+from next_ray.config import Config, DataSection, FewShotFile, FileSource, MixtureEntry, MixtureSource
 from next_ray.data.boxed import last_boxed
+from next_ray.data.few_shot import with_few_shot
+from next_ray.data.prepare import load_splits
 from next_ray.data.sources import Loaded, load_problems
 from next_ray.errors import DataError
 from tests.s3_server import S3Server
@@ -171,6 +173,23 @@ def test_missing_file_and_unknown_protocol(tmp_path: Path) -> None:
         load(tmp_path / "none.jsonl")
     with pytest.raises(DataError, match="cannot be read"):
         load("nowhere://bucket/d.jsonl")
+
+
+def test_errors_name_the_setting(tmp_path: Path) -> None:
+    good = FileSource(path=str(write(tmp_path, "d.jsonl", [{"prompt": "p", "answer": "1"}])))
+    gone, odd = FileSource(path=str(tmp_path / "none.jsonl")), FileSource(path=str(write(tmp_path, "e.jsonl", [{"prompt": "p"}])))
+    with pytest.raises(DataError, match=r"Check data\.train\.path\."):
+        load_splits(Config(data=DataSection(train=gone)))
+    with pytest.raises(DataError, match=r"Check data\.held_out\.path\."):
+        load_splits(Config(data=DataSection(train=good, held_out=gone)))
+    with pytest.raises(DataError, match=r"Name the field with data\.held_out\.answer_field\."):
+        load_splits(Config(data=DataSection(train=good, held_out=odd)))
+    mixture = MixtureSource(sources=(MixtureEntry(source=good), MixtureEntry(source=odd)))
+    with pytest.raises(DataError, match=r"Name the field with data\.train\.sources\[1\]\.source\.answer_field\."):
+        load_splits(Config(data=DataSection(train=mixture)))
+    few_shot = FewShotFile(path=str(tmp_path / "none.jsonl"))
+    with pytest.raises(DataError, match=r"Check data\.few_shot\.path\."):
+        with_few_shot(DataSection(train=good, few_shot=few_shot), 0)
 
 
 @pytest.mark.parametrize(

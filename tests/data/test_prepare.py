@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from next_ray.data.prepare import filter_by_length, load_splits
+from next_ray.data.prepare import AUTO_CORES, chosen_reader, filter_by_length, load_splits
 from next_ray.data.splits import Splits
 from next_ray.errors import DataError
 from next_ray.models.tiny import build_tokenizer
@@ -35,3 +37,25 @@ def test_the_embedded_run_has_three_disjoint_sets() -> None:
     assert (len(sets[1]), len(sets[2])) == (96, 256)
     assert not sets[0] & sets[1] | sets[0] & sets[2] | sets[1] & sets[2]
     assert "10000 prompts" in report
+
+
+def test_auto_takes_the_cluster_for_large_files_and_many_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n' * 10)
+    total = sum(path.stat().st_size for path in tmp_path.iterdir())
+    job = load_config(None, [f"data.train={{kind: file, path: {tmp_path}}}"])
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    chosen = {}
+    for cores in (AUTO_CORES - 1, AUTO_CORES):
+        for num_bytes in (total, total + 1):
+            monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+            monkeypatch.setattr("next_ray.data.prepare.AUTO_BYTES", num_bytes)
+            chosen[cores - AUTO_CORES, num_bytes - total] = chosen_reader(job)
+    assert chosen == {(-1, 0): "local", (-1, 1): "local", (0, 0): "ray", (0, 1): "local"}
+    monkeypatch.setattr("next_ray.data.prepare.AUTO_BYTES", total)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere")
+    assert chosen_reader(job) == "ray" and chosen_reader(load_config(None)) == "local"
+    assert chosen_reader(load_config(None, [f"data.train={{kind: file, path: {tmp_path}}}", "data.reader=local"])) == "local"
+    with pytest.raises(DataError, match=r"Check data\.train\.path"):
+        chosen_reader(load_config(None, ["data.train={kind: file, path: none.jsonl}", "data.reader=ray"]))
