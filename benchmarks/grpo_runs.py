@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows import read_run
+from benchmarks.rows import read_run, step_seconds
 
 CHAT_QUESTION = "What is {a} {op} {b}? Answer with only the number."
 ALPHAS = {"tiny": 8.0, "smollm2-135m": 16.0}
@@ -80,7 +80,7 @@ def run_ours(spec: GrpoSpec, folder: Path) -> list[dict[str, float]]:
     return [
         {
             "step": row["step"],
-            "seconds": row["time_total_s"],
+            "seconds": step_seconds(row),
             "tokens": row["num_tokens"],
             "completion_tokens": row["completion_tokens_mean"] * spec.prompts * spec.samples,
             "reward": row["reward_mean"],

@@ -13,6 +13,8 @@ from benchmarks.grpo_runs import MODELS, GrpoSpec, run_ours, run_trl
 from benchmarks.rows import spread
 
 GOALS = {"smollm2-135m": 2.0, "tiny": 1.0}
+MICRO_BATCHES = {"smollm2-135m": (16, 1024), "tiny": (128, 2048)}
+"""Sequences (TRL) and padded tokens (next_ray) of a forward pass: as many sequences, for tiny the whole batch."""
 WARM_UP = 1
 """Steps of each run that are not counted."""
 
@@ -39,7 +41,17 @@ def compared(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
     rows: dict[str, list[dict[str, float]]] = {"next_ray": [], "trl": []}
     loads = []
     for seed in range(arguments.rounds):
-        spec = GrpoSpec(model, arguments.steps, seed, arguments.prompts, arguments.samples, arguments.threads)
+        sequences, tokens = MICRO_BATCHES[model]
+        spec = GrpoSpec(
+            model,
+            arguments.steps,
+            seed,
+            arguments.prompts,
+            arguments.samples,
+            arguments.threads,
+            micro_batch=sequences,
+            micro_batch_tokens=tokens,
+        )
         folder = arguments.folder / f"{model}-round{seed}-{os.getpid()}"
         folder.mkdir()
         for name, run in (("next_ray", run_ours), ("trl", run_trl)):
