@@ -154,11 +154,8 @@ def engine_memory(config: Config, facts: ModelFacts, *, on_gpu: bool) -> tuple[M
         cache = Memory(f"key-value cache of one full sequence ({sequence:,} tokens)", sequence * kv_bytes_per_token(facts, width) / spans)
     else:
         cache = Memory("key-value cache (rollout.kv_cache_gib)", rollout.kv_cache_gib * 2**30)
-    return (
-        Memory("weights", facts.num_parameters * width / spans),
-        Memory(f"{adapters} adapter slots of rank {lora_slot_rank(config)}", adapters * slot / spans),
-        cache,
-    )
+    slots = Memory(f"{adapters} adapter slot{'s' if adapters > 1 else ''} of rank {lora_slot_rank(config)}", adapters * slot / spans)
+    return (Memory("weights", facts.num_parameters * width / spans), *((slots,) if adapters else ()), cache)
 
 
 def adapter_slots(config: Config) -> int:

@@ -17,6 +17,7 @@ from next_ray.settings import load_config
 ROOT = Path(__file__).resolve().parent.parent
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
 SIZES = ("1.5b", "14b", "3b", "7b")
+FULL = ("fp", "fp-400", "next-fp")
 COMPARED = ("alpharl", "grpo", "grpo-400", "next-reinforce-pp", "next-rloo", "reinforce-pp", "rl-extra", "rloo")
 PAPER = [path for path in JOBS if path.name.endswith("-next.yaml")]
 
@@ -28,7 +29,7 @@ def names(paths: list[Path]) -> list[str]:
 def test_the_promised_jobs_are_there() -> None:
     assert {"tiny.yaml", "smollm2-135m.yaml"} <= set(names(JOBS))
     assert names(PAPER) == [f"qwen2.5-{size}-next.yaml" for size in SIZES]
-    assert {f"qwen2.5-{size}-{kind}.yaml" for size in SIZES for kind in COMPARED} == set(names(JOBS)) - set(names(PAPER)) - {
+    assert {f"qwen2.5-{size}-{kind}.yaml" for size in SIZES for kind in (*COMPARED, *FULL)} == set(names(JOBS)) - set(names(PAPER)) - {
         "tiny.yaml",
         "smollm2-135m.yaml",
     }
@@ -97,7 +98,21 @@ def test_a_comparison_differs_from_next_in_what_it_is_named_after_only(size: str
         assert (plan.proposals, plan.gate.kind, plan.gate.fixed) == ((("alpharl", 1.5),), "none", "alpharl@1.5")
 
 
-@pytest.mark.parametrize("path", PAPER, ids=names(PAPER))
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", FULL)
+def test_jobs_of_full_weights_differ_in_the_learner_only(size: str, kind: str) -> None:
+    """arXiv 2604.11446, section 5.1: learning rate 5e-7; tables 3 ("w/ FP") and 5 ("w/o LoRA")."""
+    compared, reference = (load_config(str(ROOT / "jobs" / f"qwen2.5-{size}-{name}.yaml")) for name in (kind, "next"))
+    changed = {name for name in type(reference).model_fields if getattr(compared, name) != getattr(reference, name)}
+    assert changed == {"run", "learner"} | (set() if kind.startswith("next") else {"extrapolation"})
+    learner = compared.learner
+    assert (learner.mode, learner.lr) == ("full", 5e-7)
+    kept = {"ranks": reference.learner.ranks, "zero_stage": reference.learner.zero_stage, "mode": "lora", "lr": reference.learner.lr}
+    assert learner.model_copy(update=kept) == reference.learner
+    assert compared.run.steps == (400 if kind == "fp-400" else 250)
+
+
+@pytest.mark.parametrize("path", [*PAPER, *(path for path in JOBS if path.stem.endswith(("-fp", "-fp-400")))], ids=lambda path: path.name)
 def test_the_papers_jobs_are_estimated_to_fit_80_gb_devices(path: Path) -> None:
     config = resolve_dtypes(load_config(str(path)), "gpu")
     facts = facts_of(config.model)
@@ -105,4 +120,5 @@ def test_the_papers_jobs_are_estimated_to_fit_80_gb_devices(path: Path) -> None:
     usable = 0.9 * 80e9
     assert sum(part.num_bytes for part in engine_memory(config, facts, on_gpu=True)) < config.rollout.gpu_memory_utilization * usable
     assert sum(part.num_bytes for part in learner_memory(config, facts)) < usable
-    assert config.rollout.engines * config.rollout.tensor_parallel_size + config.learner.ranks == 4
+    if config.learner.mode == "lora":
+        assert config.rollout.engines * config.rollout.tensor_parallel_size + config.learner.ranks == 4

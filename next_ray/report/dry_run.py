@@ -150,10 +150,15 @@ def _memory(config: Config, facts: ModelFacts | None, on_gpu: bool) -> Renderabl
         for index, part in enumerate(parts):
             table.add_row(device if index == 0 else "", part.part, _gib(part.num_bytes))
         table.add_row("", "together", _gib(sum(part.num_bytes for part in parts)), style="bold", end_section=True)
-    adapter = facts.lora_parameters(config.learner.lora.rank, config.learner.lora.target_modules)
-    factors = f"{4 * adapter / 2**20:,.1f} MiB of float32 factors a checkpoint"
-    share = f"{facts.name}: {facts.num_parameters:,} parameters, {adapter:,} of the adapter ({factors})."
+    share = f"{facts.name}: {facts.num_parameters:,} parameters, {_trained(config, facts)}."
     return Padding(Group(Text(share), table), (0, 0, 0, 2))
+
+
+def _trained(config: Config, facts: ModelFacts) -> str:
+    if config.learner.mode == "full":
+        return f"all trained ({_gib(12 * facts.num_parameters)} GiB of float32 weights and moments a checkpoint)"
+    adapter = facts.lora_parameters(config.learner.lora.rank, config.learner.lora.target_modules)
+    return f"{adapter:,} of the adapter ({4 * adapter / 2**20:,.1f} MiB of float32 factors a checkpoint)"
 
 
 def _gib(num_bytes: float) -> str:
