@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -23,11 +25,14 @@ def test_names() -> None:
     assert candidate_name("two-point", 1.0) == "two-point@1"
 
 
-def test_a_running_job_has_every_method_that_makes_adapters_and_asks_for_no_accuracies() -> None:
+def test_a_running_job_has_every_method_that_makes_adapters_and_evaluates_nothing_itself() -> None:
+    """The accuracies that AlphaRL asks for are those of training."""
+    accuracies = tuple(np.linspace(0.3, 0.6, 6))
+
     def fits(name: str) -> bool:
-        method, (seen, _) = make(name), trajectory(6)
-        needs = method.needs(2)
-        if needs.accuracies or needs.evaluator or name == "no-op":
+        method, (bare, _) = make(name), trajectory(6)
+        needs, seen = method.needs(2), replace(bare, accuracies=accuracies)
+        if needs.evaluator or name == "no-op":
             return False
         return all(plan.drop is None for plan in method.fit(seen, Setting(2)).at(method.alphas[0]).values())
 
