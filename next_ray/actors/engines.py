@@ -45,7 +45,10 @@ class EngineActor:
         await asyncio.wrap_future(self._engine.load(dict(zip(versions, adapters, strict=True)), in_force))
 
     async def reload(self, version: int, policy: Any) -> None:
-        """Serve other full weights, once nothing is in flight: references to them, a learner state, or None for the base."""
+        """Serve other full weights (None: the base's) once nothing is in flight, or what is begins anew, as `rollout.in_flight` says.
+
+        `policy` are references to the parts, or a learner state.
+        """
         weights = None if policy is None else parts.weights(parts.refs_of(policy))
         await asyncio.wrap_future(self._engine.reload(version, weights))
 
@@ -124,8 +127,9 @@ class RayRollout:
 
     async def reload(self, version: int, weights: Ref[Any] | None) -> None:
         """Hand the same references to every engine."""
-        calls = [e.reload.remote(version, weights.value if weights else None) for e in self.engines]
-        await asyncio.gather(*(result(call, "a rollout engine") for call in calls))
+        async with self._in_order:
+            calls = [e.reload.remote(version, weights.value if weights else None) for e in self.engines]
+            await asyncio.gather(*(result(call, "a rollout engine") for call in calls))
 
     async def close(self) -> None:
         """Let every engine clean up behind itself."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from next_ray.actors.engines import EngineActor, RayRollout
-from next_ray.config import Config
+from next_ray.config import Config, LearnerSection
 from next_ray.data.splits import Splits
 from next_ray.errors import StaleCompletionError
 from next_ray.loop import TrainingLoop
@@ -34,6 +34,7 @@ class FakeEngine:
         self.left: dict[Batch, int] = {}
         self.most_at_once = self.aborted = self.loads_under_way = 0
         self.broken_at = float("inf")
+        self.reloads: list[int] = []
 
     def __enter__(self) -> FakeEngine:
         return self
@@ -58,12 +59,18 @@ class FakeEngine:
             self.left[batch] = self.steps
 
     def begin(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> Batch:
-        if missing := {r.version for r in requests} - {BASE_VERSION, *getattr(self, "served", ())}:
+        if missing := {r.version for r in requests} - {self.model.weights[0], *getattr(self, "served", ())}:
             raise StaleCompletionError(f"{missing} are not served")
         batch = Batch(list(requests), [[1]] * len(requests), sampling)
         self.left[batch] = self.steps
         self.most_at_once = max(self.most_at_once, len(self.left))
         return batch
+
+    def reload(self, version: int, policy: Adapter | None) -> None:
+        assert self.restarts or not self.left, "the requests in flight belong to the old weights"
+        self.served, self.model.served = {}, {}
+        self.model.weights = (version, 0.0 if policy is None else skill_of(policy))
+        self.reloads.append(version)
 
     def step(self) -> list[Batch]:
         time.sleep(self.step_s)
@@ -89,6 +96,10 @@ class LocalActor(EngineActor):
     def __init__(self, engine: FakeEngine) -> None:
         self._engine = EngineThread(lambda: engine)  # pyright: ignore[reportArgumentType]
         self._calls, self._aborted = {}, set()
+
+    async def reload(self, version: int, policy: Any) -> None:
+        """The weights themselves instead of references to parts."""
+        await asyncio.wrap_future(self._engine.reload(version, policy))
 
 
 class Remote:
@@ -160,7 +171,8 @@ def run(cfg: Config, engines: Sequence[FakeEngine], gains: dict[str, float] | No
 
     async def go() -> None:
         rollout = RayRollout([Handle(LocalActor(engine)) for engine in engines])
-        stages = Stages(rollout, Rewards(), Learner(0.02), FakeArchive(), FakeTrajectory(gains or {}))
+        is_full = cfg.learner.mode == "full"
+        stages = Stages(rollout, Rewards(), Learner(0.02, is_full=is_full), FakeArchive(), FakeTrajectory(gains or {}, beside=is_full))
         splits = Splits(train=make_prompts(21), gate=make_prompts(64, "g"), test=make_prompts(64, "t"))
         try:
             await TrainingLoop(cfg, splits, stages, report).run()
@@ -185,8 +197,22 @@ def test_unequal_engines_hold_the_bound_also_after_a_jump_and_drop_what_they_had
     assert found == [min(i, staleness) for i in range(6)] * 2, "a jump is a new beginning"
     assert report.steps[-1].metrics["dropped_prompts"] == 8.0 * staleness
     assert max(engine.most_at_once for engine in engines) <= staleness + 1, "the queue is bounded, also when the gate samples beside"
-    assert engines[1].most_at_once >= 2 and engines[1].loads_under_way > 0, "adapters came while the slow engine sampled"
+    assert engines[1].loads_under_way > 0, "adapters came while the slow engine sampled"
+    if staleness > 1:
+        assert engines[1].most_at_once >= 2
     assert all(not engine.left for engine in engines)
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+def test_full_weights_reach_unequal_engines_in_order_and_after_what_is_in_flight(staleness: int) -> None:
+    engines = [FakeEngine(0.001), FakeEngine(0.02)]
+    whole = config(staleness, methods=["next"]).model_copy(update={"learner": LearnerSection(mode="full")})
+    report = run(whole, engines, gains={"next@1": 0.4})
+    (jump,) = report.jumps
+    assert jump.decision.accepted == "next@1"
+    assert [engine.reloads for engine in engines] == [list(range(1, 14))] * 2
+    if staleness:
+        assert [record.metrics["staleness"] for record in report.steps] == [min(i, staleness) for i in range(6)] * 2
 
 
 def test_what_is_dropped_is_not_sampled_to_the_end() -> None:
