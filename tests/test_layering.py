@@ -67,7 +67,7 @@ PURE = {
 STAGES = {"checkpoints", "data", "inspect", "learn", "models", "report", "reward", "rollout", "store"}
 LOOP = {"feed", "jump", "loop", "serving"}
 ACTORS = {"actors"}
-ENTRY_POINTS = {"commands", "integrations", "run", "warmstart"}
+ENTRY_POINTS = {"commands", "export", "integrations", "run", "warmstart"}
 
 HOMES = {
     "aiohttp": {"store"},
@@ -112,6 +112,9 @@ HOMES = {
 
 ACROSS_STAGES = {
     ("checkpoints.bases", "models.folder"),  # a base is recognised by the fingerprint that runs record
+    ("checkpoints.whole", "models.folder"),  # a checkpoint of full weights becomes a model folder
+    ("checkpoints.whole", "store.checkpoints"),
+    ("checkpoints.store_run", "models.resolve"),  # it is compared with the model that the run was trained from
     ("checkpoints.store_run", "models.folder"),  # objects of a bucket are kept where prepared models are
     ("checkpoints.store_run", "store.checkpoints"),  # our own runs are one of the formats
     ("reward.gym_answers", "data.gym"),  # a reasoning-gym answer is judged by the task that posed the problem

@@ -57,6 +57,8 @@ class _Document(_Strict):
     def _named_after_its_content(self) -> _Document:
         if self.id != checkpoint_id(self.step, self.kind):
             raise ValueError(f"id {self.id!r} does not belong to step {self.step} and kind {self.kind}")
+        if self.objects and (self.rank == 0) is not ("weights_00000" in self.objects):
+            raise ValueError("rank 0 stands for full weights, weights_00000 and on, and any other for an adapter")
         return self
 
 
