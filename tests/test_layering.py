@@ -74,7 +74,7 @@ HOMES = {
     "botocore": {"store"},
     "deepspeed": {"learn"},
     "fsspec": {"data", "store"},
-    "huggingface_hub": {"model_facts", "models"},
+    "huggingface_hub": {"data", "model_facts", "models"},
     "math_verify": {"reward"},
     "matplotlib": {"inspect.plots"},
     "numpy": None,

@@ -51,13 +51,20 @@ def _run(argv: Sequence[str] | None) -> None:
     rows = {one.name: {problems.benchmark.name: read_all(one, problems, kept) for problems in sets} for one in contestants}
     result = document(with_references(contestants, steps), sets, rows, arguments.k, arguments.seed)
     reports = [*(problems.report for problems in sets), *notes]
-    result = {"decoding": _stated(decoding), "notes": reports, **result}
+    result = {"decoding": _stated(decoding), "data": origins(sets), "notes": reports, **result}
     samples = kept.write_samples(_sample_rows(rows), as_parquet=arguments.parquet)
     kept.write(RESULT_FILE, json.dumps(result, indent=1, allow_nan=False) + "\n")
     for note in reports:
         say(note)
     show(result)
     say(f"numbers in {arguments.output / RESULT_FILE}, samples in {samples}")
+
+
+def origins(sets: Sequence[ProblemSet]) -> dict[str, dict[str, Any]]:
+    """Where each set came from: its address, the commit for one on the hub (else null), and how many prompts of it were asked."""
+    from next_ray.data.hub import commit_of
+
+    return {one.benchmark.name: {"address": one.path, "revision": commit_of(one.path), "prompts": len(one.prompts)} for one in sets}
 
 
 def _sample_rows(rows: Rows) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from next_ray.config import FileSource
+from next_ray.data import hub
 from next_ray.data.formats import Setting
 from next_ray.data.sources import load_problems
 from next_ray.errors import ConfigError, DataError
@@ -15,7 +16,8 @@ from next_ray.types import Prompt
 
 @dataclass(frozen=True)
 class ProblemSet:
-    """Prompts whose last message holds the set's wording already; `report` says what became of the file's rows."""
+    """Prompts whose last message holds the set's wording already; `path` is what was read, on the hub at its commit, and `report` says
+    what became of the file's rows."""
 
     benchmark: Benchmark
     path: str
@@ -71,11 +73,11 @@ def load_set(benchmark: Benchmark, path: str, reading: Reading) -> ProblemSet:
         loaded = load_problems(source, reading.seed, benchmark.verifier, options, Setting(f"--data {benchmark.name}=PATH"))
     except DataError as error:
         hint = ""
-        if path.startswith("hf://"):
+        if path.startswith(hub.HUB):
             hint = f" Without access to the hub, give the set as a file: --data {benchmark.name}=PATH (.jsonl, .json, .parquet or .csv)."
         raise DataError(f"{error}{hint}") from error
     prompts = tuple(_worded(prompt, benchmark.template) for prompt in loaded.prompts[: reading.limit])
-    return ProblemSet(benchmark, path, prompts, f"{benchmark.name}: {loaded.report}")
+    return ProblemSet(benchmark, loaded.report.origin, prompts, f"{benchmark.name}: {loaded.report}")
 
 
 def _worded(prompt: Prompt, template: str) -> Prompt:

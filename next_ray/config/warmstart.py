@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from next_ray.config.data import FewShotFile, FewShotTurn
 from next_ray.config.section import Section
 from next_ray.config.surroundings import ClusterSection, ModelSection
 from next_ray.config.training import LearnerSection, LoraSection
@@ -32,6 +33,8 @@ class DemonstrationsSection(Section):
     """Text of the user message, as data.template of a run; `{prompt}` is replaced by the problem."""
     chat: bool | None = None
     """Apply the tokenizer's chat template; None: when the tokenizer has one."""
+    few_shot: tuple[FewShotTurn, ...] | FewShotFile = ()
+    """Worked problems before each prompt, as data.few_shot of a run. They are neither trained on nor held out."""
     max_tokens: int = Field(default=2048, ge=2)
     """Demonstrations with more tokens, prompt and completion together, are left out, and counted."""
 

@@ -14,8 +14,11 @@ import numpy as np
 
 from next_ray.config import DataSection
 from next_ray.config.warmstart import DemonstrationsSection
+from next_ray.data.few_shot import with_few_shot, without_shown
 from next_ray.data.files import read_rows
 from next_ray.data.formats import Setting
+from next_ray.data.hub import at_commit
+from next_ray.data.places import readable
 from next_ray.data.prompts import make_prompt, prompt_text, stable_hash
 from next_ray.data.template import PromptEncoder
 from next_ray.errors import DataError
@@ -65,6 +68,7 @@ def load_demonstrations(data: DemonstrationsSection, tokenizer: Any, seed: int) 
     Raises:
         DataError: a file is missing or malformed (file and line are named), or one of the two sets is empty.
     """
+    data = _settled(data, seed)
     rows = _read(data.path, "data.path", data)
     if data.held_out is None:
         texts = sorted({_text(row) for row in rows}, key=lambda text: stable_hash(f"{seed} {text}"))
@@ -103,13 +107,15 @@ class DemonstrationEncoder:
     Raises:
         ConfigError: see `PromptEncoder`.
         DataError: the tokenizer has no end token, so a model could not learn to stop.
+
+    The turns of `data.few_shot` must have been written out.
     """
 
     def __init__(self, tokenizer: Any, data: DemonstrationsSection) -> None:
         if tokenizer.eos_token_id is None:
             raise DataError("The model's tokenizer has no end token (eos_token): nothing would teach it to stop. Set one in its folder.")
         self._tokenizer = tokenizer
-        self._prompts = PromptEncoder(tokenizer, DataSection(system_prompt=data.system_prompt, template=data.template, chat=data.chat))
+        self._prompts = PromptEncoder(tokenizer, _wording(data))
         known = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
         self._characters = known if all(len(token) == 1 for token in known) else None
 
@@ -149,17 +155,35 @@ def read_demonstration(row: Any, prompt_field: str | None = None, completion_fie
     return Demonstration(make_prompt(turns, "", "exact"), completion)
 
 
+def _wording(data: DemonstrationsSection) -> DataSection:
+    return DataSection(system_prompt=data.system_prompt, template=data.template, chat=data.chat, few_shot=data.few_shot)
+
+
+def _options(data: DemonstrationsSection) -> dict[str, str]:
+    return {"endpoint_url": data.endpoint_url} if data.endpoint_url else {}
+
+
+def _settled(data: DemonstrationsSection, seed: int) -> DemonstrationsSection:
+    """With the commits of sets on the hub, and the worked problems of a file written out."""
+    settled: dict[str, Any] = {"few_shot": with_few_shot(_wording(data), seed, _options(data)).few_shot}
+    for name in ("path", "held_out"):
+        if (path := getattr(data, name)) is not None:
+            with readable(path, f"data.{name}"):
+                settled[name] = at_commit(path)
+    return data.model_copy(update=settled)
+
+
 def _read(path: str, setting: str, data: DemonstrationsSection) -> list[Demonstration]:
-    options = {"endpoint_url": data.endpoint_url} if data.endpoint_url else {}
     found: list[Demonstration] = []
-    for row in read_rows(path, options, setting=Setting(setting)):
+    for row in read_rows(path, _options(data), setting=Setting(setting)):
         try:
             found.append(read_demonstration(row.value, data.prompt_field, data.completion_field))
         except ValueError as error:
             raise DataError(f"{path}, {row.place}: {error}") from error
     if not found:
         raise DataError(f"{path}: the file holds no demonstration. One JSON object (or parquet row) per demonstration is expected.")
-    return found
+    kept = {prompt.id for prompt in without_shown([row.prompt for row in found], data.few_shot)}
+    return [row for row in found if row.prompt.id in kept]
 
 
 def _find(row: Mapping[str, Any], candidates: Sequence[str], wanted: str | None, what: str, option: str) -> tuple[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -99,9 +100,26 @@ def rows_of_part(
 ) -> Iterator[Row]:
     """The rows of one file of a source, or of a parquet file's row groups `groups[0]` to `groups[1] - 1`; within `places.readable`."""
     place = f"{path}, {part.inside.removesuffix(', ')}" if part.inside else path
-    with files.open(part.name, "rb") as file:
+    with files.open(part.name, "rb") as file, _whole(place, part, file):
         for row in _rows_of(place, str(extension_of(part.name)), file, columns, groups):
             yield Row(part.inside + row.place, row.value)
+
+
+@contextmanager
+def _whole(place: str, part: Part, file: IO[bytes]) -> Iterator[None]:
+    """A transfer that ended early is no shorter file: the rows so far may all be sound. A parquet file has its own end mark."""
+    failure = None
+    try:
+        yield
+    except DataError as error:
+        failure = error
+    if not part.name.lower().endswith(".parquet") and not file.read(1) and file.tell() < part.num_bytes:
+        raise DataError(
+            f"{place}: only {file.tell()} of {part.num_bytes} bytes came, and then the file ended. Run the command again; if that does not "
+            "help, fetch the file and give the local path."
+        ) from failure
+    if failure is not None:
+        raise failure
 
 
 def _rows_of(path: str, extension: str, file: IO[bytes], columns: Collection[str] | None, groups: tuple[int, int] | None) -> Iterator[Row]:

@@ -7,14 +7,10 @@ from contextlib import contextmanager
 from glob import has_magic
 from typing import Any
 
+from next_ray.data import hub
 from next_ray.errors import DataError
 
 EXTENSIONS = (".jsonl", ".json", ".parquet", ".csv")
-HUB = "hf://"
-HUB_ADVICE = (
-    "Check organisation, name and file (hf://datasets/ORG/NAME/FILE); private and gated sets need HF_TOKEN. Without a network fetch it "
-    "elsewhere (hf download ORG/NAME --repo-type dataset --local-dir FOLDER) and give the local path."
-)
 
 
 def extension_of(name: str) -> str | None:
@@ -62,26 +58,38 @@ def file_system(path: str, storage_options: Mapping[str, Any]) -> tuple[Any, str
     import fsspec
 
     on_s3 = "s3://" in path or "s3a://" in path
-    return fsspec.core.url_to_fs(path, **(storage_options if on_s3 else {}))
+    files, root = fsspec.core.url_to_fs(path, **(storage_options if on_s3 else {}))
+    if path.startswith(hub.HUB):
+        hub.connect(files, root)
+    return files, root
 
 
 @contextmanager
 def readable(path: str, setting: str) -> Iterator[None]:
     """Whatever file system or network raise becomes a `DataError` that names the path, its setting and what to do."""
-    on_hub = path.startswith(HUB)
     try:
         yield
-    except FileNotFoundError as error:
-        advice = HUB_ADVICE if on_hub else f"Check {setting}."
-        raise DataError(f"{path}: no such file. {advice}") from error
-    except PermissionError as error:
-        raise DataError(f"{path}: access denied ({error}). Check the credentials in the environment and the file's permissions.") from error
-    except (OSError, ImportError, ValueError) as error:
-        cause = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
-        advice = HUB_ADVICE if on_hub else "Check the address, the endpoint and the network."
-        raise DataError(f"{path}: cannot be read ({cause}). {advice}") from error
+    except DataError:
+        raise
     except Exception as error:
-        # botocore's errors (no credentials, endpoint unreachable) share no base class with the standard library's.
-        if not type(error).__module__.startswith("botocore"):
+        text = hub.complaint(error) if path.startswith(hub.HUB) else _complaint(error, setting)
+        if text is None:
             raise
-        raise DataError(f"{path}: {error}. Check store.endpoint_url and the AWS credentials in the environment.") from error
+        raise DataError(f"{path}: {text}") from error
+
+
+def _complaint(error: Exception, setting: str) -> str | None:
+    """What was wrong and what to do; None for what is no error of a place."""
+    match error:
+        case FileNotFoundError():
+            return f"no such file. Check {setting}."
+        case PermissionError():
+            return f"access denied ({error}). Check the credentials in the environment and the file's permissions."
+        case OSError() | ImportError() | ValueError():
+            lines = str(error).strip().splitlines()
+            cause = f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+            return f"cannot be read ({cause}). Check the address, the endpoint and the network."
+    # botocore's errors (no credentials, endpoint unreachable) share no base class with the standard library's.
+    if type(error).__module__.startswith("botocore"):
+        return f"{error}. Check store.endpoint_url and the AWS credentials in the environment."
+    return None

@@ -14,6 +14,8 @@ from next_ray.config import ArithmeticSource, FileSource, MixtureSource, Reasoni
 from next_ray.data.files import load_file
 from next_ray.data.formats import TRAIN, Setting
 from next_ray.data.gym import reasoning_gym
+from next_ray.data.hub import at_commit
+from next_ray.data.places import readable
 from next_ray.data.prompts import prompt_text, user_prompt
 from next_ray.data.stream import Mixture
 from next_ray.errors import DataError
@@ -71,7 +73,7 @@ def load_problems(
     """All distinct problems of a source.
 
     Args:
-        source: what to load.
+        source: what to load. An address on the hub is read, and named in the report, at the commit that its revision stands for now.
         seed: decides what procedural sources draw, and the order of multiple-choice options; the same seed gives the same prompts.
         verifier: `reward.verifier` of the config; `auto` picks what suits the source.
         storage_options: passed to fsspec for files, for example `{"endpoint_url": ...}` on S3.
@@ -88,6 +90,8 @@ def load_problems(
             return _distinct(f"reasoning-gym {source.task}", _reasoning_gym(source, seed, verifier))
         case FileSource():
             kind = _plain_verifier(verifier, "math", source.path)
+            with readable(source.path, setting.path):
+                source = source.model_copy(update={"path": at_commit(source.path)})
             loaded = (read_file or read_in_order)(source, kind, seed, storage_options or {}, setting)
             if not loaded.prompts:
                 raise DataError(f"{source.path}: the file holds no problem. One JSON object (or parquet row) per problem is expected.")

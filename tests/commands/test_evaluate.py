@@ -68,6 +68,7 @@ def test_interrupted_resumed_and_shown(models: list[str], problems: Path, tmp_pa
     assert len(after) == 6 and before.items() <= after.items()
     result = json.loads((output / "results.json").read_text())
     samples = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
+    assert result["data"] == {"sums": {"address": str(problems), "revision": None, "prompts": BLOCK + 4}}
     assert [model["steps"] for model in result["models"]] == [None, 10, 20]
     assert len(samples) == 3 * (BLOCK + 4) * 4
     for model in result["models"]:
