@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.platforms import current_platform
 from vllm.v1.worker.cpu_worker import CPUWorker
 
@@ -88,7 +90,14 @@ class GroupedLora(PunicaWrapperCPU):
 
 
 class GroupedLoraWorker(CPUWorker):
-    """vLLM's CPU worker with `GroupedLora`."""
+    """vLLM's CPU worker with `GroupedLora`, and a reload that reaches tied output heads."""
+
+    def reload_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Replace the model's weights; a head that shares the embedding has a packed copy, which vLLM's reload leaves as it was."""
+        super().reload_weights(*args, **kwargs)
+        for module in self.model_runner.get_model().modules():
+            if isinstance(module, ParallelLMHead):
+                dispatch_cpu_unquantized_gemm(module, remove_weight=False)
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load the model with its linear layers' adapters served by `GroupedLora`."""

@@ -117,9 +117,8 @@ def engine_arguments(spec: EngineSpec, max_lora_rank: int) -> dict[str, Any]:
             "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30),
             "block_size": CPU_BLOCK_TOKENS,
             "max_num_batched_tokens": max(CPU_BATCH_TOKENS, spec.max_model_len, rollout.max_num_seqs),
+            "worker_cls": CPU_WORKER,
         }
-        if spec.max_adapters:
-            arguments["worker_cls"] = CPU_WORKER
     else:
         arguments["gpu_memory_utilization"] = rollout.gpu_memory_utilization
     return arguments

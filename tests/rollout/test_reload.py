@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +95,23 @@ def test_every_parameter_arrives_and_the_base_comes_back(engine: VllmEngine, mod
         assert difference(groups, base) > 0.05  # nor is anything of the old weights left in the prefix cache
     engine.reload(BASE_VERSION)
     assert difference(sample(engine, BASE_VERSION), base) < 1e-3
+
+
+def test_a_tied_head_is_reloaded_with_its_embedding(model: Path, tmp_path: Path) -> None:
+    tied = tmp_path / "tied"
+    shutil.copytree(model, tied)
+    source = AutoModelForCausalLM.from_pretrained(model)
+    source.config.tie_word_embeddings = True
+    source.tie_weights()
+    source.save_pretrained(tied)
+    policy = moved(tied, 9)
+    assert "lm_head.weight" not in dict(policy.named_parameters())
+    spec = make_spec(tied, tmp_path)
+    with VllmEngine(replace(spec, rollout=spec.rollout.model_copy(update={"dtype": "float32"}))) as engine:
+        engine.reload(1, parts_of(policy))
+        assert difference(sample(engine, 1), policy) < 1e-3
+        engine.reload(BASE_VERSION)
+        assert difference(sample(engine, BASE_VERSION), AutoModelForCausalLM.from_pretrained(tied, dtype=torch.float32)) < 1e-3
 
 
 def test_bfloat16_parts_arrive_rounded_once(engine: VllmEngine, model: Path) -> None:
