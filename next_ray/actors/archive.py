@@ -31,7 +31,7 @@ class ArchiveActor:
     def adapter(self, checkpoint_id: str) -> tuple[dict[str, LoraFactors] | list[parts.PartRefs], None]:
         """The adapter, or references to the full weights, of a committed checkpoint, verified."""
         manifest = self._store.manifest(checkpoint_id)
-        if manifest.rank == 0:
+        if manifest.is_whole:
             return parts.put_weights(self._store.load_weights(manifest)), None
         return dict(self._store.load_adapter(manifest)), None
 

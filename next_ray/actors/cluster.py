@@ -17,11 +17,10 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from next_ray.config import ClusterSection
 from next_ray.errors import NextRayError, PlacementError
+from next_ray.rollout.spec import OPENMP_WAITING
 
 Device = Literal["cpu", "gpu"]
 
-SPIN_COUNT = "20000"
-"""How often a thread of GNU OpenMP looks for work before it sleeps: tens of microseconds, which spare small products a wake-up each."""
 EMBEDDED_STARTS = 3
 """How often an embedded Ray is started before the run gives up."""
 
@@ -127,8 +126,7 @@ async def result(ref: Any, what: str) -> Any:
 def actor_environment(device: str, threads: int, extra: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The runtime environment of an actor: thread counts set before any library is imported."""
     variables = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    variables["OMP_WAIT_POLICY"] = "PASSIVE"  # spinning threads of one actor would take the cores from the others
-    variables["GOMP_SPINCOUNT"] = SPIN_COUNT
+    variables |= OPENMP_WAITING
     if device == "cpu":
         variables |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
         # Batches of ever new sizes: oneDNN would keep the last 1,024 of its products, 150 KiB each.

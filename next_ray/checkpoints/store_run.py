@@ -13,11 +13,11 @@ from pathlib import Path
 from next_ray.checkpoints.adapters import StoredAdapter, pair_up
 from next_ray.checkpoints.hashes import file_sha256
 from next_ray.checkpoints.headers import open_safetensors
-from next_ray.checkpoints.whole import cached_model, is_whole
+from next_ray.checkpoints.whole import cached_model
 from next_ray.config import ModelSection
 from next_ray.errors import CheckpointFormatError, ModelError
 from next_ray.models.folder import cache_root, publish
-from next_ray.models.resolve import prepare_model
+from next_ray.models.resolve import not_cached, prepare_model
 from next_ray.store.checkpoints import CheckpointStore
 from next_ray.types import CheckpointKind, Manifest
 
@@ -37,6 +37,13 @@ class StoredRun:
     notes: tuple[str, ...]
 
 
+def store_of(path: str, endpoint_url: str | None) -> CheckpointStore:
+    """The store of a run that is given by its URL or its folder; the caller closes it."""
+    url = path if "://" in path else f"file://{Path(path).absolute()}"
+    root, _, run = url.rstrip("/").rpartition("/")
+    return CheckpointStore(root, run, endpoint_url)
+
+
 def open_run(path: str, segment: int | None, endpoint_url: str | None) -> StoredRun:
     """Read a run's manifests and the headers of one trajectory's adapters, verified.
 
@@ -48,9 +55,7 @@ def open_run(path: str, segment: int | None, endpoint_url: str | None) -> Stored
     Raises:
         StoreError: the store cannot be read. CheckpointFormatError: there is no such trajectory, or its base changed.
     """
-    url = path if "://" in path else f"file://{Path(path).absolute()}"
-    root, _, run = url.rstrip("/").rpartition("/")
-    with CheckpointStore(root, run, endpoint_url) as store:
+    with store_of(path, endpoint_url) as store:
         trained = [manifest for manifest in store.manifests() if manifest.kind is CheckpointKind.TRAINED]
         if not trained:
             raise CheckpointFormatError(f"{store.url} holds no trained checkpoint. Give the run's URL, store.url followed by run.name.")
@@ -61,7 +66,7 @@ def open_run(path: str, segment: int | None, endpoint_url: str | None) -> Stored
         name = store.identity().get("model")
         return StoredRun(
             manifests=tuple(chosen),
-            adapters=() if is_whole(chosen[0]) else tuple(_adapter(store, manifest) for manifest in chosen),
+            adapters=() if chosen[0].is_whole else tuple(_adapter(store, manifest) for manifest in chosen),
             url=store.url,
             base_name=name if isinstance(name, str) else "",
             base_fingerprint=fingerprints.pop(),
@@ -71,20 +76,15 @@ def open_run(path: str, segment: int | None, endpoint_url: str | None) -> Stored
 
 def prepared_base(run: StoredRun) -> str | None:
     """The folder of the model that a run was trained from, where that is here under the run's name for it."""
-
-    def absent(spec: object, folder: Path) -> None:
-        raise ModelError("The tiny model is not in the cache.")
-
     try:
-        return prepare_model(ModelSection(name=run.base_name), absent).path
+        return prepare_model(ModelSection(name=run.base_name), not_cached).path
     except ModelError:
         return None
 
 
 def folders(run: StoredRun, base: Path, endpoint_url: str | None) -> list[Path]:
     """The checkpoints of full weights as float32 model folders in the cache, which is read once a module and checkpoint."""
-    root, _, name = run.url.rpartition("/")
-    with CheckpointStore(root, name, endpoint_url) as store:
+    with store_of(run.url, endpoint_url) as store:
         return [cached_model(store, manifest, base) for manifest in run.manifests]
 
 

@@ -19,11 +19,6 @@ BESIDE_WEIGHTS = (".json", ".txt", ".model", ".jinja", ".py")
 """Files of the base's folder that its descendants share: configuration, tokenizer, chat template."""
 
 
-def is_whole(manifest: Manifest) -> bool:
-    """Whether a checkpoint holds full weights and no adapter."""
-    return manifest.rank == 0
-
-
 def cached_model(store: CheckpointStore, manifest: Manifest, base: Path) -> Path:
     """The checkpoint as a float32 model folder in the cache, made when it is not there; raises as `fill_model` does."""
     hashes = [manifest.base_fingerprint, *(entry.sha256 for name, entry in manifest.objects.items() if name.startswith("weights_"))]

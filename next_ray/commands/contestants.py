@@ -16,10 +16,11 @@ from next_ray.checkpoints.adapters import open_peft_folder, read_peft_folder
 from next_ray.checkpoints.discover import step_folder
 from next_ray.checkpoints.hashes import file_sha256
 from next_ray.checkpoints.open import is_run
-from next_ray.checkpoints.whole import cached_model, is_whole
+from next_ray.checkpoints.store_run import store_of
+from next_ray.checkpoints.whole import cached_model
 from next_ray.config import ModelSection
 from next_ray.errors import CheckpointFormatError, ConfigError, ModelError
-from next_ray.models.resolve import PreparedModel, prepare_model
+from next_ray.models.resolve import PreparedModel, not_cached, prepare_model
 from next_ray.store.checkpoints import CheckpointStore
 from next_ray.types import Adapter, Manifest
 
@@ -112,7 +113,7 @@ def run_and_checkpoint(place: str) -> tuple[str, str | None]:
 def _base(name: str, bases: dict[str, PreparedModel]) -> PreparedModel:
     if name not in bases:
         try:
-            bases[name] = prepare_model(ModelSection(name=name), _not_cached)
+            bases[name] = prepare_model(ModelSection(name=name), not_cached)
         except ModelError as error:  # whose own words are about a job's settings
             raise ModelError(reworded(str(error))) from error
     return bases[name]
@@ -123,10 +124,6 @@ def reworded(text: str) -> str:
     return re.sub(r"([Pp])oint model\.name at", lambda found: "Name" if found[1] == "P" else "name", text).replace(
         "model.name=", "the model "
     )
-
-
-def _not_cached(spec: object, folder: Path) -> None:
-    raise ModelError("The tiny model is not in the cache. `python -m next_ray.run` makes it.")
 
 
 def _with_adapter(name: str, base: PreparedModel, folder: Path) -> Contestant:
@@ -149,7 +146,7 @@ def _step_of(folder: Path) -> int | None:
 def _of_run(name: str, place: Location, base_name: str | None, bases: dict[str, PreparedModel]) -> Contestant:
     with checkpoint_of(place.run, place.checkpoint, place.endpoint_url) as (store, manifest):
         base = base_of(store, manifest, base_name, f"BASE+{place.run}", bases)
-        if is_whole(manifest):
+        if manifest.is_whole:
             judged = _base(str(cached_model(store, manifest, Path(base.path))), bases)
             return Contestant(name, name, judged, None, judged.fingerprint, manifest.step)
         adapter = store.load_adapter(manifest)
@@ -160,9 +157,7 @@ def _of_run(name: str, place: Location, base_name: str | None, bases: dict[str, 
 @contextmanager
 def checkpoint_of(run: str, checkpoint: str | None, endpoint_url: str | None) -> Iterator[tuple[CheckpointStore, Manifest]]:
     """A run's store, open for the block, and one of its checkpoints (None: the newest); `CheckpointFormatError` when there is none."""
-    url = run if "://" in run else f"file://{Path(run).absolute()}"
-    root, _, name = url.rstrip("/").rpartition("/")
-    with CheckpointStore(root, name, endpoint_url) as store:
+    with store_of(run, endpoint_url) as store:
         manifest = store.manifest(checkpoint) if checkpoint else store.latest()
         if manifest is None:
             raise CheckpointFormatError(f"{store.url} holds no checkpoint. Give the run's URL, store.url followed by run.name.")

@@ -44,14 +44,14 @@ def export(place: str, folder: Path, base: str | None = None, dtype: str | None 
     """
     from next_ray.adapter import write_peft_folder
     from next_ray.checkpoints.atomic import check_target, new_folder
-    from next_ray.checkpoints.whole import fill_model, is_whole
+    from next_ray.checkpoints.whole import fill_model
     from next_ray.commands.contestants import base_of, checkpoint_of, run_and_checkpoint
     from next_ray.errors import ConfigError
 
     check_target(folder)
     run, wanted = run_and_checkpoint(place)
     with checkpoint_of(run, wanted, endpoint_url) as (store, manifest):
-        whole = is_whole(manifest)
+        whole = manifest.is_whole
         if dtype is not None and not whole:
             raise ConfigError(f"--dtype is for full weights; {manifest.id} is an adapter, which stays float32.")
         model = base_of(store, manifest, base, "--base FOLDER") if whole else None

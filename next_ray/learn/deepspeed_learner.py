@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from next_ray.learn.batches import TrainingBatch, token_batch, training_batch
+from next_ray.learn.batches import TrainingBatch, training_batch
 from next_ray.learn.engine import join_process_group, leave_process_group, quiet, start_engine
 from next_ray.learn.losses import Denominators, kl_penalty, token_weights
 from next_ray.learn.masters import Masters, open_masters
@@ -282,7 +283,6 @@ class DeepSpeedLearner:
 
     # Log-probabilities ----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def logprobs(
         self,
         prompts: Sequence[np.ndarray],
@@ -296,26 +296,9 @@ class DeepSpeedLearner:
         trained weights where all are trained.
         Batches hold `batch_tokens` padded tokens (None: those of training). Every rank computes everything and returns it.
         """
-        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]) - len(completions[i]))
         budget = batch_tokens or self.spec.learner.micro_batch_tokens
-        results: list[np.ndarray] = [np.zeros(0, np.float32)] * len(prompts)
-        if adapter is None:
-            self._fill(order, prompts, completions, budget, results)
-        else:
-            with self._policy.other_adapter(adapter):
-                self._fill(order, prompts, completions, budget, results)
-        return results
-
-    def _fill(self, order: list[int], prompts: Any, completions: Any, budget: int, results: list[np.ndarray]) -> None:
-        start = 0
-        while start < len(order):
-            longest = len(prompts[order[start]]) + len(completions[order[start]])
-            chunk = order[start : start + max(1, budget // max(1, longest))]
-            start += len(chunk)
-            tokens = token_batch([prompts[i] for i in chunk], [completions[i] for i in chunk], self._device)
-            values = self._engine.module(tokens)[0].cpu()
-            for i, part in zip(chunk, values.split(tokens.lengths.tolist()), strict=True):
-                results[i] = part.numpy().copy()
+        with nullcontext() if adapter is None else self._policy.other_adapter(adapter):
+            return self._policy.completion_logprobs(prompts, completions, budget, self._device)
 
 
 def _has_signal(mini: MiniBatch, every_sample: bool) -> bool:

@@ -84,7 +84,11 @@ class Masters(ABC):
 
     def fetch(self, name: str, moment: str | None = None) -> Tensor:
         """A whole master (moment None) or moment, float32 on CPU, the caller's own."""
-        return self._get(self.parameters[name], moment).detach().to("cpu", torch.float32, copy=True)
+        return self.gathered(name, moment).to("cpu", torch.float32, copy=True)
+
+    def gathered(self, name: str, moment: str | None = None) -> Tensor:
+        """The same where it is, float32, perhaps the master itself: to be read at once and not to be kept."""
+        return self._get(self.parameters[name], moment).detach()
 
 
 class WholeMasters(Masters):

@@ -5,7 +5,7 @@ Shape legend: S sequences, L padded length, N completion tokens, D hidden size, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -105,6 +105,24 @@ class Policy(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
+
+    @torch.no_grad()
+    def completion_logprobs(
+        self, prompts: Sequence[np.ndarray], completions: Sequence[np.ndarray], batch_tokens: int, device: torch.device
+    ) -> list[np.ndarray]:
+        """Log-probabilities float32 [T] of each completion after its prompt (token ids), in batches of `batch_tokens` padded tokens."""
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]) - len(completions[i]))
+        results: list[np.ndarray] = [np.zeros(0, np.float32)] * len(prompts)
+        start = 0
+        while start < len(order):
+            longest = len(prompts[order[start]]) + len(completions[order[start]])
+            chunk = order[start : start + max(1, batch_tokens // max(1, longest))]
+            start += len(chunk)
+            tokens = token_batch([prompts[i] for i in chunk], [completions[i] for i in chunk], device)
+            values = self(tokens)[0].cpu()
+            for i, part in zip(chunk, values.split(tokens.lengths.tolist()), strict=True):
+                results[i] = part.numpy().copy()
+        return results
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """The adapter's factors as `<module>.lora_A|lora_B`, or all parameters by their own names, each once."""

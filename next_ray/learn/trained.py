@@ -127,24 +127,25 @@ class TrainedWeights(Trained):
         return 0.0
 
     def _added(self, name: str, adapter: Adapter) -> Tensor:
-        value = self.masters.fetch(name)
+        value = self.masters.gathered(name)
         factors = adapter.get(name.removesuffix(".weight"))
         if factors is None:
             return value
-        return value + factors.scale * (torch.from_numpy(factors.b.copy()) @ torch.from_numpy(factors.a.copy()))
+        delta = factors.scale * (torch.from_numpy(factors.b.copy()) @ torch.from_numpy(factors.a.copy()))
+        return value + delta.to(value.device)
 
     def _part(self, values: Iterable[tuple[str, Tensor]], dtype: str | None = None) -> Weights:
         part = {}
-        for name, value in values:  # the others fetch as well: it takes all ranks
+        for name, value in values:  # the others gather as well: it takes all ranks
             if self._is_first:
                 part[name] = to_array(value, dtype or self._dtype)
         return part
 
     def _parts(self) -> Iterator[FullPart]:
-        fetch = self.masters.fetch
+        gathered = self.masters.gathered
         for names in self._plan:
-            weights = self._part(((name, fetch(name)) for name in names), "float32")
-            moments = self._part(((f"{name}.{key}", fetch(name, key)) for name in names for key in MOMENTS), "float32")
+            weights = self._part(((name, gathered(name)) for name in names), "float32")
+            moments = self._part(((f"{name}.{key}", gathered(name, key)) for name in names for key in MOMENTS), "float32")
             yield FullPart(weights, moments)
 
     def _require(self, wanted: Mapping[str, tuple[int, ...] | None], found: Weights) -> None:

@@ -68,6 +68,11 @@ def prepare_model(cfg: ModelSection, train_tiny: TrainTiny, tiny: TinySpec | Non
     return _describe(cfg, folder, revision, root)
 
 
+def not_cached(spec: TinySpec, folder: Path) -> None:
+    """The `train_tiny` of commands that make no model: raises `ModelError`."""
+    raise ModelError("The tiny model is not in the cache. `python -m next_ray.run` makes it.")
+
+
 def _is_local(name: str) -> bool:
     """A path, by its looks or because it is there; anything else is a hub id."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).is_dir()

@@ -16,6 +16,9 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 CPU_WORKER = "next_ray.rollout.cpu_worker.GroupedLoraWorker"
 CPU_BLOCK_TOKENS = 32
 """Tokens of a key-value block on CPU: small, so that the samples of a group share the prefill of a short prompt."""
+OPENMP_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
+"""How threads wait for work: spinning without end takes the cores from other processes (two threads on a busy pair of cores are over ten
+times slower); GNU OpenMP's look for some tens of microseconds, which spares small products a wake-up each."""
 CPU_BATCH_TOKENS = 8192
 """Tokens of one forward pass on CPU."""
 
@@ -69,8 +72,8 @@ def set_environment(spec: EngineSpec) -> None:
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
         # With adapters nothing of the model is compiled on CPU; the sampler's one compiled function costs 15 s for nothing.
         os.environ.update(OMP_NUM_THREADS=str(spec.rollout.threads), TORCHDYNAMO_DISABLE="1", TORCH_CPP_LOG_LEVEL="ERROR")
-        # Threads that wait by spinning make two threads on a busy pair of cores over ten times slower.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        for name, value in OPENMP_WAITING.items():
+            os.environ.setdefault(name, value)
         if spec.rollout.tensor_parallel_size > 1:
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", thread_binding(spec.rollout, sorted(os.sched_getaffinity(0))))
 

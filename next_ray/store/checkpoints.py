@@ -132,7 +132,7 @@ class CheckpointStore:
 
     def load_adapter(self, manifest: Manifest) -> Adapter:
         """The adapter, verified; raises `CorruptCheckpointError` naming the object, `StoreError` where all weights were trained."""
-        if manifest.rank == 0:
+        if manifest.is_whole:
             raise StoreError(f"Checkpoint {manifest.id} of {self.url} holds full weights and no adapter: learner.mode was full.")
         data, origin = self._object(manifest, "adapter")
         return decode_adapter(data, manifest.scale, origin)
@@ -140,7 +140,7 @@ class CheckpointStore:
     def load_state(self, manifest: Manifest) -> LearnerState:
         """Everything the learners need, verified; raises `CorruptCheckpointError` naming the object."""
         scalars = decode_scalars(*self._object(manifest, "scalars")) if "scalars" in manifest.objects else {}
-        if manifest.rank == 0:
+        if manifest.is_whole:
             return LearnerState(adapter={}, moments={}, scalars=scalars, parts=self._parts(manifest))
         adapter = self.load_adapter(manifest)
         moments: Mapping[str, Any] = {}

@@ -56,3 +56,8 @@ class Manifest:
     objects: Mapping[str, ObjectEntry]
     metadata: Mapping[str, Any]
     created_at: str
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it names full weights and no adapter."""
+        return self.rank == 0

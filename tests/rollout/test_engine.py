@@ -18,7 +18,7 @@ from next_ray.errors import ConfigError, DataError, ProbeError, StaleCompletionE
 from next_ray.rollout.engine import EngineSpec, VllmEngine
 from next_ray.rollout.probe import ProbeReport, check, compare, probe_adapter
 from next_ray.types import Adapter, FinishReason, Group, RolloutRequest, Sampling
-from tests.rollout.tiny_model import END, SecondOpinion, linear_shapes, prompt, rescaled, save_tiny_model
+from tests.rollout.tiny_model import END, SecondOpinion, linear_shapes, prompt, rescaled
 
 pytestmark = pytest.mark.vllm
 
@@ -41,13 +41,6 @@ def make_spec(model: Path, adapter_dir: Path, deterministic: bool = False) -> En
         data=DataSection.model_validate({}),
         adapter_dir=str(adapter_dir),
     )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    save_tiny_model(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -19,19 +19,12 @@ from next_ray.rollout.probe import probe_adapter
 from next_ray.types import BASE_VERSION, Group, RolloutRequest, Sampling, Weights
 from next_ray.weights import plan_parts, to_array
 from tests.rollout.test_engine import make_spec
-from tests.rollout.tiny_model import linear_shapes, prompt, save_tiny_model
+from tests.rollout.tiny_model import linear_shapes, prompt
 
 pytestmark = pytest.mark.vllm
 
 SAMPLING = Sampling(temperature=0.7, top_p=1.0, max_tokens=8)
 TEXT = "12+34=46 " * 8  # longer than a block of the prefix cache
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    save_tiny_model(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -97,23 +90,6 @@ def test_every_parameter_arrives_and_the_base_comes_back(engine: VllmEngine, mod
     assert difference(sample(engine, BASE_VERSION), base) < 1e-3
 
 
-def test_a_tied_head_is_reloaded_with_its_embedding(model: Path, tmp_path: Path) -> None:
-    tied = tmp_path / "tied"
-    shutil.copytree(model, tied)
-    source = AutoModelForCausalLM.from_pretrained(model)
-    source.config.tie_word_embeddings = True
-    source.tie_weights()
-    source.save_pretrained(tied)
-    policy = moved(tied, 9)
-    assert "lm_head.weight" not in dict(policy.named_parameters())
-    spec = make_spec(tied, tmp_path)
-    with VllmEngine(replace(spec, rollout=spec.rollout.model_copy(update={"dtype": "float32"}))) as engine:
-        engine.reload(1, parts_of(policy))
-        assert difference(sample(engine, 1), policy) < 1e-3
-        engine.reload(BASE_VERSION)
-        assert difference(sample(engine, BASE_VERSION), AutoModelForCausalLM.from_pretrained(tied, dtype=torch.float32)) < 1e-3
-
-
 def test_bfloat16_parts_arrive_rounded_once(engine: VllmEngine, model: Path) -> None:
     policy = moved(model, 3)
     engine.reload(3, parts_of(policy, "bfloat16"))
@@ -149,6 +125,26 @@ def test_a_repeated_version_reads_nothing(engine: VllmEngine, model: Path) -> No
 
     engine.reload(5, never())
     sample(engine, 5)
+
+
+# From here on each test has an engine of its own: closing one ends the process groups that the module's shares with it.
+
+
+def test_a_tied_head_is_reloaded_with_its_embedding(model: Path, tmp_path: Path) -> None:
+    tied = tmp_path / "tied"
+    shutil.copytree(model, tied)
+    source = AutoModelForCausalLM.from_pretrained(model)
+    source.config.tie_word_embeddings = True
+    source.tie_weights()
+    source.save_pretrained(tied)
+    policy = moved(tied, 9)
+    assert "lm_head.weight" not in dict(policy.named_parameters())
+    spec = make_spec(tied, tmp_path)
+    with VllmEngine(replace(spec, rollout=spec.rollout.model_copy(update={"dtype": "float32"}))) as engine:
+        engine.reload(1, parts_of(policy))
+        assert difference(sample(engine, 1), policy) < 1e-3
+        engine.reload(BASE_VERSION)
+        assert difference(sample(engine, BASE_VERSION), AutoModelForCausalLM.from_pretrained(tied, dtype=torch.float32)) < 1e-3
 
 
 def test_without_candidates_there_are_no_adapter_slots(model: Path, tmp_path: Path) -> None:

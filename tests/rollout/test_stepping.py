@@ -16,18 +16,11 @@ from next_ray.rollout.stepping import Batch
 from next_ray.types import Adapter, Group, Sampling
 from tests.rollout.test_engine import RANK, engine_rows, flat, make_spec, requests_for, tokens
 from tests.rollout.test_reload import moved, parts_of
-from tests.rollout.tiny_model import SecondOpinion, linear_shapes, save_tiny_model
+from tests.rollout.tiny_model import SecondOpinion, linear_shapes
 
 pytestmark = pytest.mark.vllm
 
 SAMPLING = Sampling(temperature=0.7, top_p=1.0, max_tokens=48)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    save_tiny_model(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
