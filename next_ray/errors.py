@@ -37,6 +37,14 @@ class PlacementError(NextRayError):
     """The cluster cannot give what the run asks for."""
 
 
+class ActorLostError(NextRayError):
+    """An actor died or its node went away; what it held is lost, what it was asked for was perhaps not done."""
+
+
+class LearnerLostError(ActorLostError):
+    """A rank of the learner gang died, and with it the gang: training goes on from the last committed checkpoint."""
+
+
 class ProbeError(NextRayError):
     """Engine and learner disagree about the probabilities of the same tokens."""
 

@@ -8,6 +8,7 @@ The defaults are the embedded run: the tiny model on addition, on this machine, 
     training        rollout, algorithm, learner
     rewards         reward
     extrapolation   extrapolation: predictor, gate, after_jump
+    recovery        recovery: alarms
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from next_ray.config.data import (
     ReasoningGymSource,
 )
 from next_ray.config.extrapolation import ONLINE_METHODS, AfterJumpSection, ExtrapolationSection, GateSection, PredictorSection
+from next_ray.config.recovery import AlarmSection, RecoverySection
 from next_ray.config.rewards import RewardPart, RewardSection
 from next_ray.config.section import Section
 from next_ray.config.surroundings import ClusterSection, EvaluationSection, ModelSection, ReportSection, RunSection, StoreSection
@@ -45,6 +47,7 @@ class Config(Section):
     extrapolation: ExtrapolationSection = ExtrapolationSection()
     evaluation: EvaluationSection = EvaluationSection()
     cluster: ClusterSection = ClusterSection()
+    recovery: RecoverySection = RecoverySection()
     report: ReportSection = ReportSection()
 
     @model_validator(mode="after")

@@ -54,6 +54,10 @@ class AfterJumpSection(Section):
     """Adam moments after a jump."""
     warmup_steps: int = Field(default=3, ge=0)
     """Optimizer steps over which the learning rate rises again after a jump."""
+    watch_steps: int = Field(default=5, ge=0)
+    """Steps after a jump whose training accuracy is compared with as many before it, to take back a jump that turns out bad; 0: never."""
+    watch_level: float = Field(default=0.001, gt=0, lt=0.5)
+    """Probability below which a fall of the training accuracy after a jump is no chance any more (one-sided): the jump is taken back."""
 
 
 ONLINE_METHODS = (

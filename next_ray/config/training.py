@@ -16,6 +16,8 @@ class RolloutSection(Section):
 
     engines: int = Field(default=1, ge=1)
     """vLLM engines, each an actor in a placement group of its own."""
+    min_engines: int | None = Field(default=None, ge=1)
+    """Engines the run starts with and needs to go on; the others join as the cluster has room for them. None: all of `engines`."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs (or CPU processes) one engine spans."""
     prompts_per_step: int = Field(default=64, ge=1)
@@ -52,6 +54,12 @@ class RolloutSection(Section):
                 f"rollout.top_p={self.top_p} would bias the importance ratio: tokens outside the nucleus have probability 0 "
                 "under the sampler but not under the learner. Set it to 1."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _no_more_than_all(self) -> RolloutSection:
+        if self.min_engines is not None and self.min_engines > self.engines:
+            raise ValueError(f"rollout.min_engines={self.min_engines} is more than rollout.engines={self.engines}. Set it to at most that.")
         return self
 
 
