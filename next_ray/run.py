@@ -96,7 +96,6 @@ async def execute(config: Config) -> None:
     from next_ray.actors.cluster import open_cluster
     from next_ray.actors.launch import Job, launch
     from next_ray.actors.metrics import MetricsReporter
-    from next_ray.actors.probing import probe
     from next_ray.course import Course
     from next_ray.data.prepare import Read, chosen_reader, filter_by_length, load_splits, load_tokenizer, with_worked_problems
     from next_ray.stopping import Stop, signals_ask
@@ -143,9 +142,6 @@ async def execute(config: Config) -> None:
         job = Job(config, cluster, model, store, latest.id if latest else None, lease.token, verifiers, report.say, reporters.fault)
         report.phase("starting engines and learners")
         launched = await stack.enter_async_context(launch(job))
-        report.phase("probing")
-        report.probe(await probe(launched, splits.gate[:4], config))
-
         if latest:
             report.say(f"resuming from step {progress.step} ({latest.id})")
         stop = Stop()

@@ -165,11 +165,10 @@ async def result(ref: Any, what: str) -> Any:
 
 
 def _lost(error: BaseException, what: str) -> ActorLostError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    advice = "Run the same command again to go on from the last checkpoint."
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     if isinstance(error, ObjectLostError):
-        return ObjectGoneError(f"What {what} was to use is lost: {reason}. {advice}")
-    return ActorLostError(f"The actor for {what} died: {reason}. {advice}")
+        return ObjectGoneError(f"What {what} was to use is lost: {reason}.")
+    return ActorLostError(f"The actor for {what} died: {reason}.")
 
 
 def actor_environment(device: str, threads: int, extra: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from next_ray.actors.archive import ArchiveRemote, RayArchive
 from next_ray.actors.cluster import Device, OpenCluster, actor_environment, is_intact, place, result
 from next_ray.actors.engines import EngineRemote, RayRollout
-from next_ray.actors.learners import LearnerRemote, RayLearner
+from next_ray.actors.learners import LEARNERS, LearnerRemote, RayLearner
 from next_ray.actors.seats import Seat, kill
 from next_ray.actors.shipping import ModelPlace, place_of, shipped
 from next_ray.actors.trajectory import DeltaRemote, DenseDeltaRemote, PredictorRemote, RayTrajectory
@@ -32,7 +32,6 @@ from next_ray.rollout.engine import EngineSpec
 from next_ray.store.checkpoints import CheckpointStore
 from next_ray.types import Adapter, Fault, LearnerState, Ref
 
-LEARNERS = "the learners"
 CLOSE_S = 20.0
 """How long actors may take to leave their process group and remove their adapter folders."""
 
@@ -159,7 +158,9 @@ class _Crew:
         workers = [self._seat(f"delta worker {i}", partial(self._delta_worker, shards, i)) for i in range(len(shards))]
         predictor = self._seat("the predictor", self._predictor) if shards else None
         self.trajectory = RayTrajectory(workers, predictor, config.extrapolation, archive, beside=config.learner.mode == "full")
-        self.learner = learner = RayLearner(self._gang, learner_spec(config, job.model, device), config.extrapolation.after_jump)
+        self.learner = learner = RayLearner(
+            self._gang, learner_spec(config, job.model, device), config.extrapolation.after_jump, config.recovery, job.note
+        )
         rollout = RayRollout(engines, num_needed, split_evenly=config.run.deterministic)
         others = asyncio.gather(rollout.ready(), self.trajectory.ready(), *(seat.up() for seat in judges))
         initial, _ = await asyncio.gather(learner.start(state), others)

@@ -106,8 +106,7 @@ class Seat:
             if self._failures > self._recovery.actor_restarts:
                 raise ActorLostError(
                     f"The actor for {self.what} failed {self._failures} times in a row (recovery.actor_restarts="
-                    f"{self._recovery.actor_restarts}). See infrastructure.log and Ray's logs for the reason, then run the same command "
-                    "again to go on from the last checkpoint."
+                    f"{self._recovery.actor_restarts}), at last: {self.reason} More is in infrastructure.log and in Ray's logs."
                 )
             await asyncio.sleep(backoff_s(self._failures, self._recovery.backoff_s))
             try:
@@ -115,7 +114,7 @@ class Seat:
                 break
             except ActorLostError as error:
                 self._failures += 1
-                self._lost_at = self._lost_at or time.monotonic()
+                self._lost_at, self.reason = self._lost_at or time.monotonic(), str(error)
                 self._note(Fault(self.what, FaultEvent.LOST, str(error)))
         self.actor, self._coming = actor, None
         if self._lost_at is not None:

@@ -218,7 +218,7 @@ class RayTrajectory:
         if index in self._observed:
             return
         self._observed[index] = _Observed(Seen(index, step, accuracy), checkpoint_id)
-        if all(seat.actor is not None for seat in self.seats):  # else it is shown with the others when they are back
+        if not self._mending.locked() and all(seat.actor is not None for seat in self.seats):  # else it is shown after the others
             self._digest(index, policy)
         watch = asyncio.create_task(self._watch(index))
         self._watches.add(watch)
@@ -304,8 +304,9 @@ class RayTrajectory:
                 return
             self._fits, self._adapters = {}, {}
             await self._forget()
-            for i, one in sorted(self._observed.items()):
-                self._digest(i, await self.archive.adapter(one.checkpoint_id))
+            while missing := sorted(self._observed.keys() - self._fits.keys()):  # more may come meanwhile
+                for i in missing:
+                    self._digest(i, await self.archive.adapter(self._observed[i].checkpoint_id))
 
     async def _forget(self) -> None:
         """All actors there, and none of them knows anything."""
