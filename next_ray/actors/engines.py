@@ -127,7 +127,8 @@ class RayRollout:
 
     async def ready(self) -> None:
         """Begin to start every engine and wait for as many as are needed."""
-        for seat in self.seats:
+        for i, seat in enumerate(self.seats):
+            seat.is_late = i >= self.num_needed
             seat.open()
         await asyncio.gather(*(seat.up() for seat in self.seats[: self.num_needed]))
 

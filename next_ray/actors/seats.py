@@ -29,7 +29,8 @@ class Seat:
     """The place of one actor of a run, called `what` in messages.
 
     The actor is started by `start`, which returns a handle once it can be used, and may wait for a place as long as it likes.
-    Failures count in a row: `worked` says that the actor was of use, and forgives them. `reason` is why it was lost last.
+    Failures count in a row: `worked` says that the actor was of use, and forgives them. `reason` is why it was lost last. With
+    `is_late` the others do not wait for it when the run starts.
     """
 
     def __init__(self, what: str, start: Start, recovery: RecoverySection, note: Note, end: Callable[[Any], None] | None = None) -> None:
@@ -37,6 +38,7 @@ class Seat:
         self._end = end or kill
         self.actor: Any = None
         self.reason = ""
+        self.is_late = False
         self._start, self._recovery, self._note = start, recovery, note
         self._failures = 0
         self._lost_at: float | None = None
@@ -120,6 +122,8 @@ class Seat:
         if self._lost_at is not None:
             self._note(Fault(self.what, FaultEvent.BACK, "started anew", time.monotonic() - self._lost_at))
             self._lost_at = None
+        elif self.is_late:
+            self._note(Fault(self.what, FaultEvent.JOINS, "the cluster has room for it now"))
         return actor
 
 

@@ -17,7 +17,7 @@ from ray.exceptions import RayTaskError
 
 from next_ray.actors.cluster import result
 from next_ray.actors.parts import Reader
-from next_ray.actors.seats import Seat, asked
+from next_ray.actors.seats import Seat
 from next_ray.actors.shipping import ModelPlace, localize
 from next_ray.checkpoints.models import open_model_folder
 from next_ray.config import ExtrapolationSection
@@ -33,6 +33,8 @@ from next_ray.ports import Archive
 from next_ray.predict.predictor import TrajectoryPredictor
 from next_ray.types import Adapter, BacktestScore, Candidate, CheckpointTriplets, LoraFactors, Proposal, Ref, Triplet
 
+MENDS = 10
+"""How often a checkpoint is shown to everybody anew since somebody died, before that is the run's failure."""
 BACKGROUND_NICENESS = 10
 """On a CPU machine trajectory work yields to rollout and update."""
 
@@ -282,17 +284,18 @@ class RayTrajectory:
 
     async def _digested(self, index: int) -> None:
         """Wait until the predictor knows checkpoint `index`, mending what dies meanwhile; one that was forgotten meanwhile is none."""
-        for is_last in (False, True):
+        for attempt in range(MENDS + 1):
             fit = self._fits.get(index)
-            try:
-                if fit is not None:
+            if fit is not None:
+                try:
                     await result(fit, "the trajectory")
+                except ActorLostError:
+                    if attempt == MENDS:
+                        raise
+                else:
                     for seat in self.seats:
                         seat.worked()
                     return
-            except ActorLostError:
-                if is_last:
-                    raise
             await self._mend(index, fit)
             if index not in self._observed:
                 return
@@ -310,27 +313,38 @@ class RayTrajectory:
 
     async def _forget(self) -> None:
         """All actors there, and none of them knows anything."""
-        await asyncio.gather(*(asked(seat, lambda actor: [actor.restart.remote()]) for seat in self.seats))
+        await asyncio.gather(*(_restarted(seat) for seat in self.seats))
 
     async def _proposed(self, names: Sequence[tuple[str, float]]) -> tuple[Findings, Sequence[Any]]:
-        """The predictor's findings and the references of its adapters; a predictor that dies over it is asked again, once."""
+        """The predictor's findings and the references of its adapters; a predictor that dies over it is asked again."""
         predictor = self.predictor
         assert predictor is not None
         last = max(self._observed)
-        for is_last in (False, True):
+        for attempt in range(MENDS + 1):
+            actor = await predictor.up()
             seen, adapters = [self._observed[i].seen for i in self._adapters], [ref.value for ref in self._adapters.values()]
-            method = predictor.actor.propose_beside if self.beside else predictor.actor.propose
+            method = actor.propose_beside if self.beside else actor.propose
             arguments = [names] if self.beside else [names, seen, *adapters]
             head, *refs = method.options(num_returns=1 + len(names)).remote(*arguments)
             try:
                 return await result(head, predictor.what), refs
             except ActorLostError as error:
-                if is_last:
+                if attempt == MENDS:
                     raise
-                predictor.lost(predictor.actor, str(error))
+                predictor.lost(actor, str(error))
             await self._mend(last, self._fits.get(last))
             await self._digested(last)
         raise AssertionError("unreachable")
+
+
+async def _restarted(seat: Seat) -> None:
+    """The actor of a seat, knowing nothing; one that does not live to say so is followed by another as long as the seat allows."""
+    while True:
+        actor = await seat.up()
+        try:
+            return await result(actor.restart.remote(), seat.what)
+        except ActorLostError as error:
+            seat.lost(actor, str(error))
 
 
 def as_adapter(steps: Mapping[str, Triplet], alpha: float) -> dict[str, LoraFactors]:
