@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from next_ray.alarms import observe
 from next_ray.clock import Clock
 from next_ray.config import Config
 from next_ray.data.splits import Splits
@@ -19,10 +20,25 @@ from next_ray.jump import Extrapolation
 from next_ray.learn.advantages import batch_advantages
 from next_ray.learn.packing import Versions, plan_update
 from next_ray.learn.resampling import num_equal
+from next_ray.nonfinite import out_of_numbers
 from next_ray.ports import Reporter, Stages
 from next_ray.progress import Progress, Schedule
+from next_ray.rollback import Rollback
 from next_ray.serving import Serving
-from next_ray.types import Adapter, CheckpointKind, EvaluationResult, LearnerState, NewCheckpoint, Ref, Scores, Shard, StepRecord
+from next_ray.types import (
+    Adapter,
+    CheckpointKind,
+    EvaluationResult,
+    LearnerState,
+    NewCheckpoint,
+    Ref,
+    Scores,
+    Shard,
+    StepRecord,
+    TrainedBatch,
+    UpdateResult,
+)
+from next_ray.watch import Fall
 
 
 class TrainingLoop:
@@ -46,6 +62,7 @@ class TrainingLoop:
         self.clock = Clock(report)
         self.serving = Serving(config, stages, self.progress, current)
         self.extrapolation = Extrapolation(config, stages, splits.gate, self.schedule, self.progress, self.serving, self.clock)
+        self.rollback = Rollback(config, stages, self.progress, self.serving, self.clock)
         stream = PromptStream(splits.train, config.run.seed, splits.mixture)
         stream.restore(Cursor(**self.progress.cursor))
         self.feed = Feed(config, stages, stream, self.serving, self.progress, self.clock)
@@ -56,13 +73,17 @@ class TrainingLoop:
         """Train to the last planned step; raises `TrainingError` when that made no update at all."""
         try:
             await self.serving.serve()
+            await self.rollback.amend_attempt()
             if self.schedule.attempt_due(self.progress):  # the last driver died between a checkpoint and its jump
                 await self.attempt()
             while self.progress.step < self.config.run.steps:
                 await self.step()
+                fall = self.rollback.due()
+                if fall:
+                    await self.roll_back(fall)
                 if self._evaluation_due():
                     await self.evaluate({f"step {self.progress.step}": self.serving.current})
-                if self.schedule.checkpoint_due(self.progress.step, self.progress.segment_start):
+                if not fall and self.schedule.checkpoint_due(self.progress.step, self.progress.segment_start):
                     await self.checkpoint()
                 if self.schedule.attempt_due(self.progress):
                     await self.attempt()
@@ -76,14 +97,18 @@ class TrainingLoop:
             )
 
     async def step(self) -> None:
-        """One RL step: prompts, rollout, reward, advantage, update, hand-over to the engines."""
+        """One RL step: prompts, rollout, reward, advantage, update, hand-over to the engines.
+
+        Raises `TrainingError` after too many steps in a row without finite numbers.
+        """
         config, stages, progress, clock = self.config, self.stages, self.progress, self.clock
         started = time.perf_counter()
         batch = await self.feed.next()
         with clock.phase("plan"):
+            advantages = batch_advantages(batch.scores.rewards, batch.shards, config.algorithm, config.rollout.max_response_tokens)
             plan = plan_update(
                 batch.shards,
-                batch_advantages(batch.scores.rewards, batch.shards, config.algorithm, config.rollout.max_response_tokens),
+                advantages,
                 Versions(progress.version - config.rollout.max_staleness, progress.version),
                 num_ranks=config.learner.ranks,
                 prompts_per_mini_batch=config.learner.mini_batch_prompts,
@@ -93,16 +118,38 @@ class TrainingLoop:
         with clock.phase("update"):
             result = await stages.learner.update(plan)
         of_feed = self.feed.metrics(batch)
-        progress.step, progress.version, self.serving.current = progress.step + 1, progress.version + 1, result.adapter
-        progress.updates += int(result.metrics.get("optimizer_steps", 0))
+        progress.step += 1
+        self._take(result)
         progress.cursor = asdict(self.feed.trained(batch))
         if self.schedule.observed(progress):
             progress.note(batch.accuracy)
+        self.rollback.note(batch.accuracies)
         with clock.phase("load"):
             await self.serving.serve()
         times = clock.take()
         times["total"] = time.perf_counter() - started
-        self.report.step(_step_record(progress.step, progress.version, batch.shards, batch.scores, times, {**result.metrics, **of_feed}))
+        self._report(_step_record(progress.step, progress.version, batch.shards, batch.scores, times, {**result.metrics, **of_feed}))
+        if progress.nonfinite >= config.recovery.nonfinite_steps and not self.rollback.due():
+            raise await out_of_numbers(stages.archive, progress, TrainedBatch(tuple(batch.shards), batch.scores.rewards, advantages))
+
+    def _take(self, result: UpdateResult) -> None:
+        """The policy after an update is a new version, unless nothing was applied: then engines keep what they have."""
+        applied, progress = int(result.metrics.get("optimizer_steps", 0)), self.progress
+        progress.updates += applied
+        if applied or self.serving.current is None:
+            progress.version, self.serving.current = progress.version + 1, result.adapter
+        if applied:
+            progress.nonfinite = 0
+        elif result.metrics.get("skipped_nonfinite", 0):
+            progress.nonfinite += 1
+
+    def _report(self, record: StepRecord) -> None:
+        """Report a step, and what is alarming about the last ones."""
+        found = observe(self.progress.alarms, record, self.config.recovery.alarms)
+        self.progress.alarms = found.state
+        self.report.step(replace(record, metrics={**record.metrics, "alarms": float(found.num_in_force)}))
+        for alarm in found.alarms:
+            self.report.alarm(record.step, alarm)
 
     async def checkpoint(self) -> None:
         """Snapshot the learner; storing it and observing the delta go on in the background."""
@@ -116,8 +163,7 @@ class TrainingLoop:
         progress, archive = self.progress, self.stages.archive
         index = self.schedule.index(at.step, at.segment_start)
         observed = index is not None and self.schedule.observed(at)
-        await archive.table("metrics", self._tabled + 1, at.step, rows)
-        self._tabled = at.step
+        await self._write_rows(at.step, rows)
         parents = (at.last_checkpoint,) if at.last_checkpoint else ()
         new = NewCheckpoint(at.step, CheckpointKind.TRAINED, state, parents, at.to_json(), tuple(at.kept()))
         checkpoint_id = await archive.commit(new)
@@ -126,6 +172,11 @@ class TrainingLoop:
             progress.trajectory = [*progress.trajectory, checkpoint_id]
             point = state if self.serving.is_full else adapter
             self.stages.trajectory.observe(index, at.step, point, self.schedule.accuracy(at, index))
+
+    async def _write_rows(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Add the rows of the steps up to `step` to the store's table."""
+        await self.stages.archive.table("metrics", self._tabled + 1, step, rows)
+        self._tabled = step
 
     async def _committed(self) -> None:
         """Wait for the checkpoint under way; its failure is the run's failure."""
@@ -141,6 +192,15 @@ class TrainingLoop:
         if record.method is not None:
             await self.feed.discard()  # the policy that sampled ahead is not the one that goes on
         self.report.jump(record)
+
+    async def roll_back(self, fall: Fall) -> None:
+        """Take the last jump back; what was sampled ahead goes, and the checkpoint of this step is the one that was gone back to."""
+        with self.clock.phase("wait for commit"):
+            await self._committed()
+        await self.feed.discard()
+        self.report.rollback(await self.rollback.go_back(fall))
+        await self._write_rows(self.progress.step, self.report.take_rows())
+        await self.rollback.commit()
 
     async def evaluate(self, models: Mapping[str, Ref[Adapter] | None]) -> list[EvaluationResult]:
         """Evaluate models (None: the base) side by side on the test prompts, then serve the adapter in force again."""

@@ -16,9 +16,11 @@ class Progress:
     """The loop's own state: committed with each checkpoint, enough to go on exactly.
 
     `version` is the adapter version in force (it grows by one with each update and each jump); `segment_start` the step at
-    which the present trajectory began (0, or that of the last jump); `tried` the last step at which a jump was tried;
+    which the present trajectory began (0, or that of the last jump or its reversal); `tried` the last step at which a jump was tried;
     `trajectory` the ids of the present trajectory's checkpoints, in order; `correct` the share of correct training completions of each
-    step since `segment_start`, as long as checkpoints are observed.
+    step since `segment_start`, as long as checkpoints are observed; `recent` what `watch.sums_of` makes of the last steps' prompts since
+    `segment_start`; `nonfinite` the steps in a row up to now whose updates were skipped, for numbers that were not finite; `alarms` what
+    `alarms.observe` remembers.
     """
 
     step: int = 0
@@ -31,6 +33,9 @@ class Progress:
     trajectory: list[str] = field(default_factory=list)
     jumps: list[dict[str, Any]] = field(default_factory=list)
     correct: list[float] = field(default_factory=list)
+    recent: list[list[float]] = field(default_factory=list)
+    nonfinite: int = 0
+    alarms: dict[str, Any] = field(default_factory=dict)
 
     def kept(self) -> list[str]:
         """Checkpoints that retention must spare: the trajectory's, and both ends of every jump."""
@@ -40,6 +45,10 @@ class Progress:
         """Keep the accuracy of the step that was just made, if none before it is missing (as in runs begun before there was `correct`)."""
         if len(self.correct) == self.step - self.segment_start - 1:
             self.correct = [*self.correct, accuracy]
+
+    def begin_trajectory(self) -> None:
+        """From now on the policy is another one: its trajectory and what is known of its steps begin at this step."""
+        self.segment_start, self.trajectory, self.correct, self.recent = self.step, [], [], []
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data."""

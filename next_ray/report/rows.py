@@ -1,21 +1,22 @@
 """Records as flat JSON rows, and back to what a resumed run needs of them.
 
-A row has a `kind` (step, evaluation, jump) and a `step`. What depends on the clock starts with `time`, `tokens_per_s` or `stats`;
-everything else is equal in two runs of a deterministic job. Numbers that are not finite and empty values are left out.
+A row has a `kind` (step, alarm, rollback, evaluation, jump) and a `step`. What depends on the clock starts with `time`, `tokens_per_s` or
+`stats`; everything else is equal in two runs of a deterministic job. Numbers that are not finite and empty values are left out.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from next_ray.types import EvaluationResult, JumpRecord, StepRecord
+from next_ray.types import Alarm, EvaluationResult, JumpRecord, RollbackRecord, StepRecord
 
 Row = dict[str, Any]
 
-STEP, EVALUATION, JUMP = "step", "evaluation", "jump"
-_ORDER = {STEP: 0, EVALUATION: 1, JUMP: 2}
+STEP, ALARM, ROLLBACK, EVALUATION, JUMP = "step", "alarm", "rollback", "evaluation", "jump"
+_ORDER = {kind: i for i, kind in enumerate((STEP, ALARM, ROLLBACK, EVALUATION, JUMP))}
 
 
 def step_row(record: StepRecord) -> Row:
@@ -81,6 +82,16 @@ def jump_row(record: JumpRecord) -> Row:
             **{f"stats_{name}": float(value) for name, value in record.stats.items()},
         }
     )
+
+
+def rollback_row(record: RollbackRecord) -> Row:
+    """A row of a jump that was taken back."""
+    return _clean({"kind": ROLLBACK, **asdict(record)})
+
+
+def alarm_row(step: int, alarm: Alarm) -> Row:
+    """A row of a warning."""
+    return {"kind": ALARM, "step": step, "alarm": alarm.name, "message": alarm.message}
 
 
 def merged(step: int, stored: Sequence[Mapping[str, Any]], local: Sequence[Row], jumps: Sequence[Mapping[str, Any]]) -> list[Row]:
