@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from next_ray.config import AlarmSection
@@ -16,13 +16,14 @@ from next_ray.types import Alarm, StepRecord
 
 HARMLESS_MISMATCH = 0.01
 """Mean difference of log-probabilities, nats, that is no reason to worry however it has grown: about that of bfloat16."""
-CHANCE = 4.0
-"""A fall of the mean reward of less than so many of its standard errors may be chance."""
+CHANCE = 5.0
+"""A fall of the mean reward of less than so many standard errors may be chance: the best of hundreds of means is a lucky one."""
 PASSED = 0.8
 """Share of an alarm's limit below which its cause has passed; around the limit itself it would come again and again."""
 
 State = dict[str, Any]
-"""`recent` values of each signal, the `first` mean of entropy and mismatch, the `best` mean reward with its variance, alarms in force."""
+"""What `observe` remembers: `recent` values of each signal, the `first` mean of entropy and mismatch, the `best` mean reward, its
+`noise` (number of steps, sum of their variances), alarms `in_force`."""
 
 
 @dataclass(frozen=True)
@@ -40,21 +41,23 @@ def observe(state: Mapping[str, Any], record: StepRecord, cfg: AlarmSection) -> 
     A step that trained nothing tells nothing about entropy and mismatch, and a value that is not finite is passed over.
     """
     recent = {name: list(values) for name, values in state.get("recent", {}).items()}
+    noise = _noise(state.get("noise", (0, 0.0)), recent.get("reward"), record.reward_mean)
     for name, value in _signals(record).items():
         if math.isfinite(value):
             recent[name] = [*recent.get(name, []), value][-cfg.window :]
     full = {name: values for name, values in recent.items() if len(values) == cfg.window}
     first = {name: fmean(full[name]) for name in ("entropy", "mismatch") if name in full} | dict(state.get("first", {}))
-    best = _best(state.get("best"), full.get("reward"))
+    best = fmean(full["reward"]) if "reward" in full else state.get("best")
+    best = best if state.get("best") is None else max(best, state["best"])
     in_force = set(state.get("in_force", ()))
     alarms = []
-    for name, (strain, alarm) in _strains(full, first, best, cfg).items():
+    for name, (strain, alarm) in _strains(full, first, best, noise, cfg).items():
         if name in in_force and strain < PASSED:
             in_force.discard(name)
         elif name not in in_force and strain >= 1:
             in_force.add(name)
             alarms.append(alarm)
-    remembered = {"recent": recent, "first": first, "best": best, "in_force": sorted(in_force)}
+    remembered = {"recent": recent, "first": first, "best": best, "noise": noise, "in_force": sorted(in_force)}
     return Observed(remembered, tuple(alarms), len(in_force))
 
 
@@ -66,21 +69,21 @@ def _signals(record: StepRecord) -> dict[str, float]:
     return found
 
 
-def _best(known: Sequence[float] | None, values: Sequence[float] | None) -> list[float] | None:
-    """The best mean reward of a window so far, and the variance of that mean."""
-    if values is None:
-        return None if known is None else list(known)
-    now = [fmean(values), stdev(values) ** 2 / len(values)]
-    return now if known is None or now[0] > known[0] else list(known)
+def _noise(known: Sequence[float], earlier: Sequence[float] | None, reward: float) -> list[float]:
+    """The variance of a step's mean reward from neighbours' differences, which a trend hardly touches (von Neumann 1941)."""
+    if not earlier or not math.isfinite(reward):
+        return list(known)
+    return [known[0] + 1, known[1] + (reward - earlier[-1]) ** 2 / 2]
 
 
 def _strains(
-    full: Mapping[str, Sequence[float]], first: Mapping[str, float], best: Sequence[float] | None, cfg: AlarmSection
+    full: Mapping[str, Sequence[float]], first: Mapping[str, float], best: float | None, noise: Sequence[float], cfg: AlarmSection
 ) -> dict[str, tuple[float, Alarm]]:
     """How near each alarm is, 1 at its limit, and what it says."""
     found: dict[str, tuple[float, Alarm]] = {}
-    if "reward" in full and best is not None and best[0] > 0:
-        found["reward"] = _reward(full["reward"], best, cfg)
+    if "reward" in full and best is not None and best > 0:
+        deviation = math.sqrt(2 * noise[1] / noise[0] / cfg.window)
+        found["reward"] = _reward(fmean(full["reward"]), best, deviation, cfg)
     if "entropy" in full and first["entropy"] > 0:
         found["entropy"] = _entropy(fmean(full["entropy"]), first["entropy"], cfg)
     if "truncated" in full:
@@ -90,15 +93,13 @@ def _strains(
     return found
 
 
-def _reward(values: Sequence[float], best: Sequence[float], cfg: AlarmSection) -> tuple[float, Alarm]:
-    mean, variance = fmean(values), stdev(values) ** 2 / len(values)
-    lost = best[0] - mean
-    is_chance = lost <= CHANCE * math.sqrt(variance + best[1])
+def _reward(mean: float, best: float, deviation: float, cfg: AlarmSection) -> tuple[float, Alarm]:
+    is_chance = best - mean <= CHANCE * deviation
     message = (
-        f"The mean reward of {len(values)} steps fell from {best[0]:.3g} to {mean:.3g}. Look at samples.jsonl and the verdicts; lower "
+        f"The mean reward of {cfg.window} steps fell from {best:.3g} to {mean:.3g}. Look at samples.jsonl and the verdicts; lower "
         "learner.lr or raise algorithm.kl_coef, and go back to an earlier checkpoint if it does not recover."
     )
-    return min(lost / best[0] / cfg.reward_drop, PASSED if is_chance else math.inf), Alarm("reward", message)
+    return min((best - mean) / best / cfg.reward_drop, PASSED if is_chance else math.inf), Alarm("reward", message)
 
 
 def _entropy(mean: float, first: float, cfg: AlarmSection) -> tuple[float, Alarm]:

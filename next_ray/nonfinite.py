@@ -21,7 +21,7 @@ async def out_of_numbers(archive: Archive, progress: Progress, batch: TrainedBat
     steps = f"step {progress.step}" if first == progress.step else f"steps {first} to {progress.step}"
     goes_on = f"from checkpoint {progress.last_checkpoint}" if progress.last_checkpoint else "from the start"
     return TrainingError(
-        f"Loss or gradient were not finite in {steps}, so that nothing could be learned. {kept} Rewards that are not finite, or "
-        "log-probabilities that differ wildly between engine and learner there, are the cause; otherwise the weights are: lower "
-        f"learner.lr or learner.max_grad_norm, or set learner.dtype=float32. The same command with such a change goes on {goes_on}."
+        f"Loss or gradient were not finite in {steps}, so that nothing could be learned. {kept} Most often the weights have grown out "
+        "of bounds, which the log-probabilities there show too: lower learner.lr or learner.max_grad_norm, or set learner.dtype=float32; an "
+        f"extreme algorithm.kl_coef or entropy_coef does it as well. The same command with such a change goes on {goes_on}."
     )
