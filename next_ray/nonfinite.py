@@ -22,6 +22,6 @@ async def out_of_numbers(archive: Archive, progress: Progress, batch: TrainedBat
     goes_on = f"from checkpoint {progress.last_checkpoint}" if progress.last_checkpoint else "from the start"
     return TrainingError(
         f"Loss or gradient were not finite in {steps}, so that nothing could be learned. {kept} Most often the weights have grown out "
-        "of bounds, which the log-probabilities there show too: lower learner.lr or learner.max_grad_norm, or set learner.dtype=float32; an "
-        f"extreme algorithm.kl_coef or entropy_coef does it as well. The same command with such a change goes on {goes_on}."
+        "of bounds, which the log-probabilities there show too: lower learner.lr or learner.max_grad_norm, or set learner.dtype=float32; "
+        f"an extreme algorithm.kl_coef or entropy_coef does it as well. The same command with such a change goes on {goes_on}."
     )

@@ -27,8 +27,8 @@ def ended(world: World) -> World:
     return world
 
 
-def without_watching(cfg: Config) -> Config:
-    after = cfg.extrapolation.after_jump.model_copy(update={"watch_steps": 0})
+def watching(cfg: Config, steps: int) -> Config:
+    after = cfg.extrapolation.after_jump.model_copy(update={"watch_steps": steps})
     return cfg.model_copy(update={"extrapolation": cfg.extrapolation.model_copy(update={"after_jump": after})})
 
 
@@ -75,8 +75,27 @@ def test_other_jumps_stay(gains: dict[str, float]) -> None:
     assert world.report.jumps[0].decision.accepted and not world.report.rollbacks
 
 
+def test_a_checkpoint_that_is_slow_to_store_holds_what_was_known_at_its_step() -> None:
+    world = World(plan(), {"next@1.5": 0.0})
+    loop = world.loop()
+    table, update = world.archive.table, world.learner.update
+
+    async def slow_table(*args: Any) -> None:
+        await asyncio.sleep(0.02)
+        await table(*args)
+
+    async def slow_update(batch: Any) -> Any:
+        await asyncio.sleep(0.005)  # several steps while a checkpoint is stored
+        return await update(batch)
+
+    world.archive.table, world.learner.update = slow_table, slow_update  # type: ignore[method-assign]
+    run(loop)
+    trained = [m for m, _ in world.archive.committed if m.kind is CheckpointKind.TRAINED and m.step > JUMP]
+    assert [len(m.metadata["jumps"][-1]["since"]) for m in trained] == [min(5, m.step - JUMP) for m in trained]
+
+
 def test_without_watching_a_bad_jump_stays() -> None:
-    world = ended(World(without_watching(plan()), BAD))
+    world = ended(World(watching(plan(), 0), BAD))
     assert not world.report.rollbacks and world.report.steps[-1].reward_mean < 0.1
 
 
@@ -86,6 +105,12 @@ def test_attempts_go_on_after_it_when_asked() -> None:
     back = [record.step for record in world.report.rollbacks]
     assert steps[0] == JUMP and steps[1] == back[0] + JUMP and [record.jump_step for record in world.report.rollbacks] == steps[: len(back)]
     assert len(ended(World(plan(24), BAD)).report.jumps) == 1
+
+
+def test_a_jump_is_compared_with_steps_of_its_own_trajectory_only() -> None:
+    world = ended(World(watching(plan(24, repeat_every=1), 10), BAD))
+    jumps = world.archive.committed[-1][0].metadata["jumps"]
+    assert len(jumps) > 1 and {len(jump["before"]) for jump in jumps} == {JUMP}
 
 
 @pytest.mark.parametrize("kind", ["adapter", "full weights", "repeated"])
@@ -212,11 +237,12 @@ def test_a_jump_after_which_numbers_are_not_finite_is_taken_back_instead() -> No
     (record,) = world.report.rollbacks
     assert (record.step, record.reason) == (8, "Loss or gradient were not finite in 2 steps in a row after it.")
     assert len(world.report.steps) == 12 and not world.archive.kept_batches
-    assert world.archive.committed[-1][0].metadata["nonfinite"] == 0
+    (reverted,) = [manifest for manifest, _ in world.archive.committed if manifest.kind is CheckpointKind.REVERTED]
+    assert reverted.metadata["nonfinite"] == 0
 
 
 def test_alarms_come_once_and_again_after_a_resume_only_if_their_cause_has_passed() -> None:
-    cfg = without_watching(plan(14))
+    cfg = watching(plan(14), 0)
     recovery = {"alarms": cfg.recovery.alarms.model_copy(update={"window": 3})}
     cfg = cfg.model_copy(update={"recovery": cfg.recovery.model_copy(update=recovery)})
     whole = ended(World(cfg, BAD))
