@@ -22,7 +22,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def common(shared: Path, name: str) -> list[str]:
-    return [f"store.url=file://{shared / 'store'}", f"run.output_dir={shared / 'out'}", f"run.name={name}", "rollout.prompts_per_step=16"]
+    """A model that solves some two fifths of its problems, so that there is something to lose."""
+    able = ["model.tiny_steps=500", "data.train.digits=2", "data.train.size=1000", "rollout.prompts_per_step=32"]
+    return [f"store.url=file://{shared / 'store'}", f"run.output_dir={shared / 'out'}", f"run.name={name}", *able]
 
 
 def contents(manifest: dict[str, Any]) -> dict[str, str]:
@@ -68,7 +70,7 @@ def test_numbers_that_are_not_finite_stop_the_run_and_leave_the_batch(shared: Pa
     assert "Loss or gradient were not finite in steps 1 to 2" in stopped.stderr and "Traceback" not in stopped.stderr
     with CheckpointStore(f"file://{shared / 'store'}", "infinite") as store:
         rows = store.read_table("nonfinite_batches", 2)
-    assert len(rows) == 16 * 4 and {row["step"] for row in rows} == {2}
+    assert len(rows) == 32 * 4 and {row["step"] for row in rows} == {2}
     assert {row["reward"] for row in rows} <= {0.0, 1.0}
     assert all(len(row["token_ids"]) == len(row["logprobs"]) > 0 for row in rows)
     records = timeless(shared / "out" / "infinite" / "metrics.jsonl")

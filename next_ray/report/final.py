@@ -175,7 +175,7 @@ def verdict(data: Mapping[str, Any]) -> list[str]:
         lines.append(f"The final model is worse than the base on this test set: {points}. Nothing was gained.")
     else:
         lines.append(f"Final model and base cannot be told apart on this test set: {points}. Nothing was shown to be gained.")
-    if any("accepted" in row for row in data["attempts"]):
+    if any("accepted" in row and "rolled_back" not in row for row in data["attempts"]):
         lines.append("What the jump saved shows only against the same budget without it: run again with --baseline.")
     if data["skipped_nonfinite"]:
         lines.append(f"Optimizer steps skipped because loss or gradient was not finite: {data['skipped_nonfinite']}.")

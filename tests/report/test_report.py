@@ -156,6 +156,7 @@ def test_a_jump_taken_back_is_said_everywhere_and_a_resumed_run_still_knows(tmp_
         assert [attempt["rolled_back"] for attempt in data["attempts"]] == [4]
         assert data["skipped_nonfinite"] == 1
         said = " ".join(verdict(data))
+        assert "What the jump saved" not in said
         assert "It was taken back after step 4. The accuracy fell." in said and "not finite: 1." in said
 
 
