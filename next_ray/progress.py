@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from next_ray.config import ExtrapolationSection
+from next_ray.config import Config, ExtrapolationSection
 from next_ray.types import CheckpointKind, Manifest
 
 
@@ -18,9 +18,9 @@ class Progress:
     `version` is the adapter version in force (it grows by one with each update and each jump); `segment_start` the step at
     which the present trajectory began (0, or that of the last jump or its reversal); `tried` the last step at which a jump was tried;
     `trajectory` the ids of the present trajectory's checkpoints, in order; `correct` the share of correct training completions of each
-    step since `segment_start`, as long as checkpoints are observed; `recent` what `watch.sums_of` makes of the last steps' prompts since
-    `segment_start`; `nonfinite` the steps in a row up to now whose updates were skipped, for numbers that were not finite; `alarms` what
-    `alarms.observe` remembers.
+    step since `segment_start`, as long as checkpoints are observed; `evaluated` the last step after which models were evaluated; `recent`
+    what `watch.sums_of` makes of the last steps' prompts since `segment_start`; `nonfinite` the steps in a row up to now whose updates were
+    skipped, for numbers that were not finite; `alarms` what `alarms.observe` remembers.
     """
 
     step: int = 0
@@ -36,6 +36,7 @@ class Progress:
     recent: list[list[float]] = field(default_factory=list)
     nonfinite: int = 0
     alarms: dict[str, Any] = field(default_factory=dict)
+    evaluated: int = 0
 
     def kept(self) -> list[str]:
         """Checkpoints that retention must spare: the trajectory's, and both ends of every jump."""
@@ -45,6 +46,16 @@ class Progress:
         """Keep the accuracy of the step that was just made, if none before it is missing (as in runs begun before there was `correct`)."""
         if len(self.correct) == self.step - self.segment_start - 1:
             self.correct = [*self.correct, accuracy]
+
+    @property
+    def is_reverted(self) -> bool:
+        """Whether the last jump was taken back after this very step."""
+        return bool(self.jumps) and self.jumps[-1].get("rolled_back") == self.step
+
+    def parents(self) -> tuple[str, ...]:
+        """What a checkpoint of this step is made from: the last one, or the one that was gone back to."""
+        parent = self.jumps[-1]["from"] if self.is_reverted else self.last_checkpoint
+        return (parent,) if parent else ()
 
     def begin_trajectory(self) -> None:
         """From now on the policy is another one: its trajectory and what is known of its steps begin at this step."""
@@ -64,6 +75,11 @@ def resumed(manifest: Manifest, schedule: Schedule) -> Progress:
     elif schedule.index(progress.step, progress.segment_start) is not None and schedule.observed(progress):
         progress.trajectory = [*progress.trajectory, manifest.id]
     return progress
+
+
+def progress_at(latest: Manifest | None, config: Config) -> Progress:
+    """Where a run stands at a checkpoint; a new run's beginning at None."""
+    return resumed(latest, Schedule(config.extrapolation, config.run.steps)) if latest else Progress()
 
 
 @dataclass(frozen=True)

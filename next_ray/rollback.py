@@ -11,16 +11,17 @@ from next_ray.config import Config
 from next_ray.ports import Stages
 from next_ray.progress import Progress
 from next_ray.serving import Serving
-from next_ray.types import CheckpointKind, NewCheckpoint, RollbackRecord
+from next_ray.types import RollbackRecord
 from next_ray.watch import Fall, fall, found_bad, is_watched, sums_of
 
 
 @dataclass(frozen=True)
 class Rollback:
-    """Watches the steps after a jump: `note` after each, then, when `due` says so, `go_back` and `commit`.
+    """Watches the steps after a jump: `note` after each, then, when `due` says so, `go_back`.
 
-    All that it knows is in the run's progress, so that a resumed run watches on. Until `commit` is through, a driver that dies leaves
-    the checkpoints as they were before; the next one makes the last steps again, and the same decision if they turn out the same.
+    All that it knows is in the run's progress, so that a resumed run watches on. Until the loop has committed the step's checkpoint, a
+    driver that dies leaves the checkpoints as they were; the next one makes the last steps again, and the same decision if they turn out
+    the same.
     """
 
     config: Config
@@ -80,20 +81,10 @@ class Rollback:
             reason=reason,
         )
 
-    async def commit(self) -> None:
-        """Commit where training goes on from; the checkpoint's parent is the one that was gone back to."""
-        progress, stages = self.progress, self.stages
-        with self.clock.phase("roll back"):
-            state = await stages.learner.snapshot()
-            parents = (progress.jumps[-1]["from"],)
-            new = NewCheckpoint(progress.step, CheckpointKind.REVERTED, state, parents, progress.to_json(), tuple(progress.kept()))
-            progress.last_checkpoint = await stages.archive.commit(new)
-            await self.amend_attempt()
-
-    async def amend_attempt(self) -> None:
-        """Let the record of the attempt say what became of it; also after a resume, if the last driver may have died before it could."""
-        jump = self.progress.jumps[-1] if self.progress.jumps else {}
-        if jump.get("rolled_back") == self.progress.step:
+    async def amend_attempt(self, at: Progress) -> None:
+        """Let the record of an attempt that was taken back at this very checkpoint say so; a resumed run repeats it."""
+        if at.is_reverted:
+            jump = at.jumps[-1]
             await self.stages.archive.amend(f"attempts/{jump['step']:08d}", {name: jump[name] for name in ("rolled_back", "why")})
 
     def _reason(self, found: Fall) -> str:

@@ -154,6 +154,7 @@ class FakeArchive:
 
     committed: list[tuple[Manifest, LearnerState]] = field(default_factory=list)
     tables: list[tuple[int, int, list[Any]]] = field(default_factory=list)
+    prompts: list[tuple[int, int, list[Any]]] = field(default_factory=list)
     records: dict[str, Any] = field(default_factory=dict)
     fail_at_step: int | None = None
     kept_batches: list[tuple[int, TrainedBatch]] = field(default_factory=list)
@@ -183,7 +184,8 @@ class FakeArchive:
         self.records[name] = content
 
     async def table(self, name: str, start_step: int, end_step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        self.tables.append((start_step, end_step, list(rows)))
+        assert all(start_step <= row["step"] <= end_step for row in rows), "the store refuses such rows"
+        (self.tables if name == "metrics" else self.prompts).append((start_step, end_step, list(rows)))
 
 
 @dataclass
@@ -196,7 +198,7 @@ class FakeTrajectory:
     accuracies: list[float | None] = field(default_factory=list)
     restarts: int = 0
 
-    def observe(self, index: int, step: int, policy: Ref[Any], accuracy: float | None) -> None:
+    def observe(self, index: int, step: int, policy: Ref[Any], accuracy: float | None, checkpoint_id: str) -> None:
         self.accuracies.append(accuracy)
         self.seen.append((index, step, point_skill(policy.value)))
 
@@ -225,6 +227,7 @@ class FakeReport:
     jumps: list[Any] = field(default_factory=list)
     rollbacks: list[Any] = field(default_factory=list)
     alarms: list[tuple[int, str]] = field(default_factory=list)
+    faults: list[Any] = field(default_factory=list)
     _rows: list[dict[str, Any]] = field(default_factory=list)
 
     def phase(self, name: str) -> None:
@@ -236,6 +239,7 @@ class FakeReport:
 
     def evaluation(self, step: int, result: Any) -> None:
         self.evaluations.append((step, result))
+        self._rows += [{"step": step}] if step else []
 
     def jump(self, record: Any) -> None:
         self.jumps.append(record)
@@ -246,6 +250,9 @@ class FakeReport:
 
     def alarm(self, step: int, alarm: Alarm) -> None:
         self.alarms.append((step, alarm.name))
+
+    def fault(self, fault: Any) -> None:
+        self.faults.append(fault)
 
     def take_rows(self) -> list[dict[str, Any]]:
         rows, self._rows = self._rows, []

@@ -68,9 +68,9 @@ PURE = {
     "yaml_core",
 }
 STAGES = {"checkpoints", "data", "inspect", "learn", "models", "report", "reward", "rollout", "store"}
-LOOP = {"feed", "jump", "loop", "nonfinite", "rollback", "serving"}
+LOOP = {"feed", "jump", "loop", "nonfinite", "rollback", "serving", "stopping"}
 ACTORS = {"actors"}
-ENTRY_POINTS = {"commands", "export", "integrations", "run", "warmstart"}
+ENTRY_POINTS = {"commands", "course", "export", "integrations", "run", "warmstart"}
 
 HOMES = {
     "aiohttp": {"store"},

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 from typing import Any
 
 import pytest
 
 from next_ray.config import Config, LearnerSection
-from next_ray.errors import StoreError, TrainingError
+from next_ray.errors import StoppedError, StoreError, TrainingError
+from next_ray.loop import TrainingLoop
+from next_ray.stopping import Stop
+from next_ray.store.manifest import order
 from next_ray.types import CheckpointKind, TrainedBatch
 from tests.fakes import FakeArchive
 from tests.test_loop import World, ahead, config, run
@@ -142,6 +147,54 @@ def test_a_driver_that_dies_between_going_back_and_its_commit_loses_nothing() ->
     again = World(plan(), BAD, FakeArchive(committed=list(archive.committed)))
     run(again.loop(at))
     assert again.report.rollbacks == whole.report.rollbacks and again.learner.skill == whole.learner.skill
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [
+        ("archive", "state"),
+        ("learner", "restore"),
+        ("rollout", "generate"),
+        ("rollout", "load"),
+        ("archive", "commit"),
+        ("archive", "amend"),
+    ],
+)
+def test_a_run_that_is_asked_to_end_around_it_ends_like_the_uninterrupted_one(stage: str, name: str) -> None:
+    cfg = plan(12)
+    cfg = cfg.model_copy(update={"evaluation": cfg.evaluation.model_copy(update={"every_steps": 1})})
+    whole = ended(World(cfg, BAD))
+    lineage = {m.id: m.parents for m, _ in whole.archive.committed if m.kind is not CheckpointKind.TRAINED}
+    for number in itertools.count(1):
+        world = World(cfg, BAD, stop=Stop())
+        loop = world.loop()
+        asked_at(loop, stage, name, number)
+        with contextlib.suppress(StoppedError):
+            run(loop)
+        if not loop.stop.is_asked:
+            break
+        world.stop, done = None, list(world.report.rollbacks)
+        newest = max(world.archive.committed, key=lambda found: order(f"{found[0].step:08d}-{found[0].kind}"), default=None)
+        run(world.loop(newest))
+        assert world.learner.skill == whole.learner.skill
+        assert [*done, *world.report.rollbacks] == whole.report.rollbacks
+        assert {m.id: m.parents for m, _ in world.archive.committed if m.kind is not CheckpointKind.TRAINED} == lineage
+        assert world.archive.records["attempts/00000006"]["rolled_back"] == whole.report.rollbacks[0].step
+    assert number > 1
+
+
+def asked_at(loop: TrainingLoop, stage: str, name: str, number: int) -> None:
+    """Ask the loop to end before the so manieth call of a stage."""
+    holder, count = getattr(loop.stages, stage), itertools.count(1)
+    inner = getattr(holder, name)
+
+    async def call(*arguments: Any) -> Any:
+        if next(count) == number:
+            loop.stop.ask(StoppedError("asked", 143))
+        await asyncio.sleep(0)
+        return await inner(*arguments)
+
+    setattr(holder, name, call)
 
 
 def test_a_driver_that_dies_before_the_attempts_record_leaves_that_to_the_next() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
-from next_ray.types import Alarm, EvaluationResult, JumpRecord, RollbackRecord, StepRecord
+from next_ray.types import Alarm, EvaluationResult, Fault, JumpRecord, RollbackRecord, StepRecord
 
 TAGS = ("run",)
 
@@ -23,6 +23,8 @@ class MetricsReporter:
         self._seconds = Counter("next_ray_phase_seconds", "Seconds on the critical path by phase", tag_keys=(*TAGS, "phase"))
         self._jumps = Counter("next_ray_jumps", "Attempts to jump by outcome, and jumps taken back", tag_keys=(*TAGS, "outcome"))
         self._alarms = Counter("next_ray_alarms_given", "Warnings about training", tag_keys=(*TAGS, "alarm"))
+        self._faults = Counter("next_ray_faults", "Faults and recoveries by actor", tag_keys=(*TAGS, "what", "event"))
+        self._recovery = Counter("next_ray_recovery_seconds", "Seconds until what was lost was back", tag_keys=(*TAGS, "what"))
         self._accuracy = Gauge("next_ray_accuracy", "Held-out avg@k", tag_keys=(*TAGS, "model"))
 
     def phase(self, name: str) -> None:
@@ -59,6 +61,12 @@ class MetricsReporter:
     def alarm(self, step: int, alarm: Alarm) -> None:
         """Count the alarm."""
         self._alarms.inc(1.0, tags={**self._tags, "alarm": alarm.name})
+
+    def fault(self, fault: Fault) -> None:
+        """Count it, and the seconds that a recovery took."""
+        self._faults.inc(1.0, tags={**self._tags, "what": fault.what, "event": str(fault.event)})
+        if fault.seconds:
+            self._recovery.inc(fault.seconds, tags={**self._tags, "what": fault.what})
 
     def take_rows(self) -> list[dict[str, Any]]:
         """Metrics keep no rows."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import ray
 
-from next_ray.actors.engines import RayRollout
 from next_ray.actors.launch import Launched
 from next_ray.config import Config
 from next_ray.progress import derive_seed
@@ -64,8 +63,7 @@ class _Trial:
         """A few completions of every engine."""
         requests = [RolloutRequest(p, version, self._seed + i, 2) for i, p in enumerate(self._prompts)]
         found = []
-        for engine in self._launched.rollout.engines:
-            (shard,) = await RayRollout([engine]).generate(requests, self._sampling)
+        for shard in await self._launched.rollout.on_each(requests, self._sampling):
             found.append(await asyncio.wrap_future(shard.groups.value.future()))
         return found
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from next_ray.errors import NextRayError
+from next_ray.errors import NextRayError, StoppedError
 
 USER_ERROR = 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -35,6 +35,9 @@ def ended(work: Callable[[], object], interrupted: str) -> int:
                 work()
             finally:
                 sys.stdout.flush()
+    except StoppedError as stop:
+        print(f"\n{stop}", file=sys.stderr)
+        return stop.exit_code
     except NextRayError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return USER_ERROR

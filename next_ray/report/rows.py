@@ -1,7 +1,8 @@
 """Records as flat JSON rows, and back to what a resumed run needs of them.
 
-A row has a `kind` (step, alarm, rollback, evaluation, jump) and a `step`. What depends on the clock starts with `time`, `tokens_per_s` or
-`stats`; everything else is equal in two runs of a deterministic job. Numbers that are not finite and empty values are left out.
+A row has a `kind` (step, alarm, rollback, evaluation, jump, fault) and a `step`. What depends on the clock starts with `time`,
+`tokens_per_s` or `stats`; everything else is equal in two runs of a deterministic job. Numbers that are not finite and empty values are
+left out.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from next_ray.types import Alarm, EvaluationResult, JumpRecord, RollbackRecord, StepRecord
+from next_ray.types import Alarm, EvaluationResult, Fault, JumpRecord, RollbackRecord, StepRecord
 
 Row = dict[str, Any]
 
-STEP, ALARM, ROLLBACK, EVALUATION, JUMP = "step", "alarm", "rollback", "evaluation", "jump"
-_ORDER = {kind: i for i, kind in enumerate((STEP, ALARM, ROLLBACK, EVALUATION, JUMP))}
+STEP, ALARM, ROLLBACK, EVALUATION, JUMP, FAULT = "step", "alarm", "rollback", "evaluation", "jump", "fault"
+_ORDER = {kind: i for i, kind in enumerate((STEP, ALARM, ROLLBACK, EVALUATION, JUMP, FAULT))}
 
 
 def step_row(record: StepRecord) -> Row:
@@ -94,23 +95,30 @@ def alarm_row(step: int, alarm: Alarm) -> Row:
     return {"kind": ALARM, "step": step, "alarm": alarm.name, "message": alarm.message}
 
 
+def fault_row(step: int, fault: Fault) -> Row:
+    """A row of a fault, or of the recovery from one, after `step`; `time_s` is how long that took."""
+    said = {"what": fault.what, "event": str(fault.event), "detail": fault.detail}
+    return _clean({"kind": FAULT, "step": step, **said, "time_s": fault.seconds})
+
+
 def merged(step: int, stored: Sequence[Mapping[str, Any]], local: Sequence[Row], jumps: Sequence[Mapping[str, Any]]) -> list[Row]:
     """The log of a run that goes on after `step`, in order.
 
-    Steps and evaluations come from the store's table, which ends exactly there; where the store has none (an older run), from the
-    local file, as evaluations of step 0 always do. Jumps are only in the local file and, the accepted ones, in the run's progress.
-    A refused attempt at `step` itself is dropped, since it will be made again.
+    Steps, what was said of them, and evaluations come from the store's table, which ends exactly there; where the store has none (an older
+    run), from the local file, as evaluations of step 0 always do. Jumps are only in the local file and, the accepted ones, in the run's
+    progress. A refused attempt at `step` itself is dropped, since it will be made again. Faults are only in the local file, and all stay.
     """
     rows = [_clean(dict(row)) for row in stored if row["step"] <= step]
     first = 0 if rows else step
-    rows += [row for row in local if row["kind"] != JUMP and row["step"] <= first]
+    rows += [row for row in local if row["kind"] not in (JUMP, FAULT) and row["step"] <= first]
     attempts = [row for row in local if row["kind"] == JUMP and (row["step"] < step or (row["step"] == step and "accepted" in row))]
     known = {row["step"] for row in attempts if "accepted" in row}
     for jump in jumps:
         if jump["step"] not in known:
             named = {name: jump.get(name) for name in ("method", "alpha")}
             attempts.append(_clean({"kind": JUMP, "step": jump["step"], "accepted": jump["candidate"], **named}))
-    return sorted([*rows, *attempts], key=lambda row: (row["step"], _ORDER[row["kind"]]))
+    faults = [row for row in local if row["kind"] == FAULT]
+    return sorted([*rows, *attempts, *faults], key=lambda row: (row["step"], _ORDER[row["kind"]]))
 
 
 def _times(times: Mapping[str, float]) -> Row:
