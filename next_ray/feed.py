@@ -23,8 +23,8 @@ from next_ray.types import Prompt, Scores, Shard
 class Batch:
     """Scored completions of one RL step, of the prompts at the positions `places` of the data stream, whose ids are `prompt_ids`.
 
-    `drawn` are the rewards of all groups that were sampled for it, those that dynamic sampling replaced included; `accuracy` is the share
-    of correct completions among them.
+    `drawn` are the rewards of all groups that were sampled for it, those that dynamic sampling replaced included; `accuracies` are the
+    shares of correct completions of each of them.
     """
 
     shards: Sequence[Shard]
@@ -32,7 +32,12 @@ class Batch:
     places: Sequence[int]
     prompt_ids: Sequence[str]
     drawn: Sequence[Sequence[float]]
-    accuracy: float
+    accuracies: Sequence[float]
+
+    @property
+    def accuracy(self) -> float:
+        """The share of correct completions."""
+        return sum(self.accuracies) / len(self.accuracies)
 
     @property
     def oldest_version(self) -> int:
@@ -132,8 +137,8 @@ class Feed:
             rounds.append(await self._scored(again, step, f"train-again-{i}"))
         shards, scores = rounds[0] if len(rounds) == 1 else pick_groups(rounds, wanted)
         rewards = [group for _, found in rounds for group in found.rewards]
-        correct = [value for _, found in rounds for group in found.accuracy for value in group]
-        return Batch(shards, scores, places, [prompt.id for prompt in prompts], rewards, sum(correct) / len(correct))
+        accuracies = [sum(group) / len(group) for _, found in rounds for group in found.accuracy]
+        return Batch(shards, scores, places, [prompt.id for prompt in prompts], rewards, accuracies)
 
     async def _scored(self, prompts: Sequence[Prompt], step: int, purpose: str) -> tuple[list[Shard], Scores]:
         """Sampled under the adapter in force now: the one that a batch was begun with may have left the engines."""

@@ -116,7 +116,8 @@ class Extrapolation:
         await self.serving.serve()
         jump = {"step": progress.step, "candidate": chosen.name, "method": chosen.method, "alpha": chosen.alpha, "from": before}
         jump |= {"parents": list(progress.trajectory), "moments": self.config.extrapolation.after_jump.moments}
-        progress.segment_start, progress.trajectory, progress.correct = progress.step, [], []
+        jump |= {"before": progress.recent, "since": []}
+        progress.begin_trajectory()
         progress.jumps = [*progress.jumps, jump]
         await stages.trajectory.restart()
         state = await stages.learner.snapshot()

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from next_ray.alarms import observe
 from next_ray.clock import Clock
 from next_ray.config import Config
 from next_ray.data.splits import Splits
@@ -19,11 +20,26 @@ from next_ray.jump import Extrapolation
 from next_ray.learn.advantages import batch_advantages
 from next_ray.learn.packing import Versions, plan_update
 from next_ray.learn.resampling import num_equal
+from next_ray.nonfinite import out_of_numbers
 from next_ray.ports import Reporter, Stages
 from next_ray.progress import Progress, Schedule
+from next_ray.rollback import Rollback
 from next_ray.serving import Serving
 from next_ray.stopping import Stop
-from next_ray.types import Adapter, CheckpointKind, EvaluationResult, LearnerState, NewCheckpoint, Ref, Scores, Shard, StepRecord
+from next_ray.types import (
+    Adapter,
+    CheckpointKind,
+    EvaluationResult,
+    LearnerState,
+    NewCheckpoint,
+    Ref,
+    Scores,
+    Shard,
+    StepRecord,
+    TrainedBatch,
+    UpdateResult,
+)
+from next_ray.watch import Fall
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -50,6 +66,7 @@ class TrainingLoop:
         self.clock = Clock(report)
         self.serving = Serving(config, stages, self.progress, current)
         self.extrapolation = Extrapolation(config, stages, splits.gate, self.schedule, self.progress, self.serving, self.clock, self.stop)
+        self.rollback = Rollback(config, stages, self.progress, self.serving, self.clock)
         stream = PromptStream(splits.train, config.run.seed, splits.mixture)
         stream.restore(Cursor(**self.progress.cursor))
         self.feed = Feed(config, stages, stream, self.serving, self.progress, self.clock)
@@ -64,6 +81,7 @@ class TrainingLoop:
         """
         try:
             await self.serving.serve()
+            await self.rollback.amend_attempt(self.progress)
             await self.after_step()  # the last driver may have ended between a step and what follows it
             while self.progress.step < self.config.run.steps:
                 await self.step()
@@ -83,26 +101,33 @@ class TrainingLoop:
             )
 
     async def after_step(self) -> None:
-        """What is due after the present step and was not done yet: an evaluation, a checkpoint, an attempt to jump."""
+        """What is due after the present step and was not done yet: going back, an evaluation, a checkpoint, an attempt to jump."""
         progress = self.progress
+        if fall := self.rollback.due():
+            await self.roll_back(fall)
         if self._evaluation_due():
             await self.evaluate({f"step {progress.step}": self.serving.current})
             progress.evaluated = progress.step
-        if progress.step > self._kept and self.schedule.checkpoint_due(progress.step, progress.segment_start):
+        is_due = progress.is_reverted or self.schedule.checkpoint_due(progress.step, progress.segment_start)
+        if is_due and progress.step > self._kept:
             await self.checkpoint()
         if self.schedule.attempt_due(progress):
             await self.attempt()
 
     async def step(self) -> None:
-        """One RL step: prompts, rollout, reward, advantage, update, hand-over to the engines."""
+        """One RL step: prompts, rollout, reward, advantage, update, hand-over to the engines.
+
+        Raises `TrainingError` after too many steps in a row without finite numbers.
+        """
         config, stages, progress, clock = self.config, self.stages, self.progress, self.clock
         started = time.perf_counter()
         async with self.stop.heeded():
             batch = await self.feed.next()
         with clock.phase("plan"):
+            advantages = batch_advantages(batch.scores.rewards, batch.shards, config.algorithm, config.rollout.max_response_tokens)
             plan = plan_update(
                 batch.shards,
-                batch_advantages(batch.scores.rewards, batch.shards, config.algorithm, config.rollout.max_response_tokens),
+                advantages,
                 Versions(progress.version - config.rollout.max_staleness, progress.version),
                 num_ranks=config.learner.ranks,
                 prompts_per_mini_batch=config.learner.mini_batch_prompts,
@@ -112,19 +137,41 @@ class TrainingLoop:
         with clock.phase("update"):
             result = await stages.learner.update(plan)
         of_feed = self.feed.metrics(batch)
-        progress.step, progress.version, self.serving.current = progress.step + 1, progress.version + 1, result.adapter
-        progress.updates += int(result.metrics.get("optimizer_steps", 0))
+        progress.step += 1
+        self._take(result)
         progress.cursor = asdict(self.feed.trained(batch))
         self._trained += [
             {"step": progress.step, "place": place, "prompt_id": name} for place, name in zip(batch.places, batch.prompt_ids, strict=True)
         ]
         if self.schedule.observed(progress):
             progress.note(batch.accuracy)
+        self.rollback.note(batch.accuracies)
         with clock.phase("load"):
             await self.serving.serve()
         times = clock.take()
         times["total"] = time.perf_counter() - started
-        self.report.step(_step_record(progress.step, progress.version, batch.shards, batch.scores, times, {**result.metrics, **of_feed}))
+        self._report(_step_record(progress.step, progress.version, batch.shards, batch.scores, times, {**result.metrics, **of_feed}))
+        if progress.nonfinite >= config.recovery.nonfinite_steps and not self.rollback.due():
+            raise await out_of_numbers(stages.archive, progress, TrainedBatch(tuple(batch.shards), batch.scores.rewards, advantages))
+
+    def _take(self, result: UpdateResult) -> None:
+        """The policy after an update is a new version, unless nothing was applied: then engines keep what they have."""
+        applied, progress = int(result.metrics.get("optimizer_steps", 0)), self.progress
+        progress.updates += applied
+        if applied or self.serving.current is None:
+            progress.version, self.serving.current = progress.version + 1, result.adapter
+        if applied:
+            progress.nonfinite = 0
+        elif result.metrics.get("skipped_nonfinite", 0):
+            progress.nonfinite += 1
+
+    def _report(self, record: StepRecord) -> None:
+        """Report a step, and what is alarming about the last ones."""
+        found = observe(self.progress.alarms, record, self.config.recovery.alarms)
+        self.progress.alarms = found.state
+        self.report.step(replace(record, metrics={**record.metrics, "alarms": float(found.num_in_force)}))
+        for alarm in found.alarms:
+            self.report.alarm(record.step, alarm)
 
     async def checkpoint(self) -> None:
         """Snapshot the learner; storing it and observing the delta go on in the background."""
@@ -140,13 +187,14 @@ class TrainingLoop:
         progress, archive = self.progress, self.stages.archive
         index = self.schedule.index(at.step, at.segment_start)
         observed = index is not None and self.schedule.observed(at)
-        for name, rows in tables.items():
-            await archive.table(name, self._tabled + 1, at.step, rows)
+        for name, rows in tables.items():  # what was evaluated after a step whose rows are committed is in the local log alone
+            await archive.table(name, self._tabled + 1, at.step, [row for row in rows if row["step"] > self._tabled])
         self._tabled = at.step
-        parents = (at.last_checkpoint,) if at.last_checkpoint else ()
-        new = NewCheckpoint(at.step, CheckpointKind.TRAINED, state, parents, at.to_json(), tuple(at.kept()))
+        kind = CheckpointKind.REVERTED if at.is_reverted else CheckpointKind.TRAINED
+        new = NewCheckpoint(at.step, kind, state, at.parents(), at.to_json(), tuple(at.kept()))
         checkpoint_id = await archive.commit(new)
         progress.last_checkpoint = checkpoint_id
+        await self.rollback.amend_attempt(at)
         if observed and index is not None:
             progress.trajectory = [*progress.trajectory, checkpoint_id]
             point = state if self.serving.is_full else adapter
@@ -166,6 +214,13 @@ class TrainingLoop:
         if record.method is not None:
             await self.feed.discard()  # the policy that sampled ahead is not the one that goes on
         self.report.jump(record)
+
+    async def roll_back(self, fall: Fall) -> None:
+        """Take the last jump back; what was sampled ahead goes, and the checkpoint of this step will be that which was gone back to."""
+        with self.clock.phase("wait for commit"):
+            await self._committed()
+        await self.feed.discard()
+        self.report.rollback(await self.rollback.go_back(fall))
 
     async def evaluate(self, models: Mapping[str, Ref[Adapter] | None]) -> list[EvaluationResult]:
         """Evaluate models (None: the base) side by side on the test prompts, then serve the adapter in force again."""

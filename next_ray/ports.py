@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from next_ray.types import (
     Adapter,
+    Alarm,
     EvaluationResult,
     Fault,
     JumpRecord,
@@ -15,11 +16,13 @@ from next_ray.types import (
     NewCheckpoint,
     Proposal,
     Ref,
+    RollbackRecord,
     RolloutRequest,
     Sampling,
     Scores,
     Shard,
     StepRecord,
+    TrainedBatch,
     UpdatePlan,
     UpdateResult,
 )
@@ -70,6 +73,10 @@ class Learner(Protocol):
         """Go on from another adapter, recompressed to the trained rank, or add it to the weights; metrics hold the truncation error."""
         ...
 
+    async def restore(self, state: Ref[LearnerState]) -> Ref[Adapter]:
+        """Go back to where a state was taken: weights, moments, schedule; returns the policy there."""
+        ...
+
 
 class Archive(Protocol):
     """The writer and reader of checkpoints and small records."""
@@ -86,8 +93,20 @@ class Archive(Protocol):
         """The adapter, or the full weights, of a committed checkpoint."""
         ...
 
+    async def state(self, checkpoint_id: str) -> Ref[LearnerState]:
+        """The learner state of a committed checkpoint."""
+        ...
+
     async def record(self, name: str, content: Mapping[str, Any]) -> None:
         """Keep a small JSON record (an evaluation, a gate decision) beside the checkpoints."""
+        ...
+
+    async def amend(self, name: str, content: Mapping[str, Any]) -> None:
+        """Add to a record, or replace what it says under the same keys."""
+        ...
+
+    async def keep_batch(self, step: int, batch: TrainedBatch) -> str:
+        """Keep all completions of a step with what was made of them, for people to look at; returns where."""
         ...
 
 
@@ -132,6 +151,14 @@ class Reporter(Protocol):
 
     def jump(self, record: JumpRecord) -> None:
         """A jump was tried."""
+        ...
+
+    def rollback(self, record: RollbackRecord) -> None:
+        """A jump was taken back."""
+        ...
+
+    def alarm(self, step: int, alarm: Alarm) -> None:
+        """Training seems to go wrong."""
         ...
 
     def fault(self, fault: Fault) -> None:

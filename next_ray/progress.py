@@ -16,9 +16,11 @@ class Progress:
     """The loop's own state: committed with each checkpoint, enough to go on exactly.
 
     `version` is the adapter version in force (it grows by one with each update and each jump); `segment_start` the step at
-    which the present trajectory began (0, or that of the last jump); `tried` the last step at which a jump was tried;
+    which the present trajectory began (0, or that of the last jump or its reversal); `tried` the last step at which a jump was tried;
     `trajectory` the ids of the present trajectory's checkpoints, in order; `correct` the share of correct training completions of each
-    step since `segment_start`, as long as checkpoints are observed; `evaluated` the last step after which models were evaluated.
+    step since `segment_start`, as long as checkpoints are observed; `evaluated` the last step after which models were evaluated; `recent`
+    what `watch.sums_of` makes of the last steps' prompts since `segment_start`; `nonfinite` the steps in a row up to now whose updates were
+    skipped, for numbers that were not finite; `alarms` what `alarms.observe` remembers.
     """
 
     step: int = 0
@@ -31,6 +33,9 @@ class Progress:
     trajectory: list[str] = field(default_factory=list)
     jumps: list[dict[str, Any]] = field(default_factory=list)
     correct: list[float] = field(default_factory=list)
+    recent: list[list[float]] = field(default_factory=list)
+    nonfinite: int = 0
+    alarms: dict[str, Any] = field(default_factory=dict)
     evaluated: int = 0
 
     def kept(self) -> list[str]:
@@ -41,6 +46,20 @@ class Progress:
         """Keep the accuracy of the step that was just made, if none before it is missing (as in runs begun before there was `correct`)."""
         if len(self.correct) == self.step - self.segment_start - 1:
             self.correct = [*self.correct, accuracy]
+
+    @property
+    def is_reverted(self) -> bool:
+        """Whether the last jump was taken back after this very step."""
+        return bool(self.jumps) and self.jumps[-1].get("rolled_back") == self.step
+
+    def parents(self) -> tuple[str, ...]:
+        """What a checkpoint of this step is made from: the last one, or the one that was gone back to."""
+        parent = self.jumps[-1]["from"] if self.is_reverted else self.last_checkpoint
+        return (parent,) if parent else ()
+
+    def begin_trajectory(self) -> None:
+        """From now on the policy is another one: its trajectory and what is known of its steps begin at this step."""
+        self.segment_start, self.trajectory, self.correct, self.recent = self.step, [], [], []
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from next_ray.errors import StaleCompletionError
 from next_ray.types import (
     BASE_VERSION,
     Adapter,
+    Alarm,
     Candidate,
     Completion,
     FinishReason,
@@ -29,6 +30,7 @@ from next_ray.types import (
     Sampling,
     Scores,
     Shard,
+    TrainedBatch,
     UpdatePlan,
     UpdateResult,
 )
@@ -114,16 +116,21 @@ class FakeLearner:
     updates: int = 0
     refuse_all: bool = False
     is_full: bool = False
+    poisoned: Container[int] = ()
+    """Updates, counted from 1 as they are asked for, whose gradient is not finite."""
+    asked: int = 0
 
     async def update(self, plan: UpdatePlan) -> UpdateResult:
         groups = [g for shard in plan.shards for g in shard.value]
         if any(not plan.oldest_version <= c.version <= plan.version for g in groups for c in g.completions):
             raise StaleCompletionError("stale")
-        steps = 0.0 if self.refuse_all else 1.0
+        self.asked += 1
+        skipped = float(self.asked in self.poisoned)
+        steps = 0.0 if self.refuse_all or skipped else 1.0
         if steps:
             self.skill += self.rate * float(np.mean([c.text == "yes" for g in groups for c in g.completions]))
             self.updates += 1
-        return UpdateResult(Ref(make_adapter(self.skill)), {"optimizer_steps": steps, "loss": self.skill})
+        return UpdateResult(Ref(make_adapter(self.skill)), {"optimizer_steps": steps, "skipped_nonfinite": skipped, "loss": self.skill})
 
     async def snapshot(self) -> Ref[LearnerState]:
         return Ref(LearnerState(make_adapter(self.skill), {}, {"updates": float(self.updates), "skill": self.skill}))
@@ -131,6 +138,10 @@ class FakeLearner:
     async def adopt(self, adapter: Ref[Adapter]) -> UpdateResult:
         self.skill = skill_of(adapter.value) + (self.skill if self.is_full else 0.0)
         return UpdateResult(Ref(make_adapter(self.skill)), {"truncation_error": 0.125})
+
+    async def restore(self, state: Ref[LearnerState]) -> Ref[Adapter]:
+        self.skill, self.updates = state.value.scalars["skill"], int(state.value.scalars["updates"])
+        return Ref(make_adapter(self.skill))
 
     @classmethod
     def restored(cls, state: LearnerState, rate: float) -> FakeLearner:
@@ -146,6 +157,7 @@ class FakeArchive:
     prompts: list[tuple[int, int, list[Any]]] = field(default_factory=list)
     records: dict[str, Any] = field(default_factory=dict)
     fail_at_step: int | None = None
+    kept_batches: list[tuple[int, TrainedBatch]] = field(default_factory=list)
 
     async def commit(self, new: NewCheckpoint) -> str:
         if new.step == self.fail_at_step:
@@ -158,10 +170,21 @@ class FakeArchive:
     async def adapter(self, checkpoint_id: str) -> Ref[Adapter]:
         return Ref(next(s.adapter for m, s in self.committed if m.id == checkpoint_id))
 
+    async def state(self, checkpoint_id: str) -> Ref[LearnerState]:
+        return Ref(next(s for m, s in self.committed if m.id == checkpoint_id))
+
+    async def amend(self, name: str, content: Mapping[str, Any]) -> None:
+        self.records[name] = {**self.records.get(name, {}), **content}
+
+    async def keep_batch(self, step: int, batch: TrainedBatch) -> str:
+        self.kept_batches.append((step, batch))
+        return "the store"
+
     async def record(self, name: str, content: Mapping[str, Any]) -> None:
         self.records[name] = content
 
     async def table(self, name: str, start_step: int, end_step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        assert all(start_step <= row["step"] <= end_step for row in rows), "the store refuses such rows"
         (self.tables if name == "metrics" else self.prompts).append((start_step, end_step, list(rows)))
 
 
@@ -202,6 +225,8 @@ class FakeReport:
     steps: list[Any] = field(default_factory=list)
     evaluations: list[Any] = field(default_factory=list)
     jumps: list[Any] = field(default_factory=list)
+    rollbacks: list[Any] = field(default_factory=list)
+    alarms: list[tuple[int, str]] = field(default_factory=list)
     faults: list[Any] = field(default_factory=list)
     _rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -214,9 +239,17 @@ class FakeReport:
 
     def evaluation(self, step: int, result: Any) -> None:
         self.evaluations.append((step, result))
+        self._rows += [{"step": step}] if step else []
 
     def jump(self, record: Any) -> None:
         self.jumps.append(record)
+
+    def rollback(self, record: Any) -> None:
+        self.rollbacks.append(record)
+        self._rows.append({"step": record.step, "kind": "rollback"})
+
+    def alarm(self, step: int, alarm: Alarm) -> None:
+        self.alarms.append((step, alarm.name))
 
     def fault(self, fault: Any) -> None:
         self.faults.append(fault)

@@ -20,6 +20,7 @@ PACKAGE = "next_ray"
 NOUNS = {"", "config", "errors", "ports", "types"}
 PURE = {
     "adapter",
+    "alarms",
     "clock",
     "data.boxed",
     "data.formats",
@@ -46,6 +47,7 @@ PURE = {
     "learn.batches",
     "learn.corrections",
     "learn.logprobs",
+    "learn.kept_batch",
     "learn.losses",
     "learn.meter",
     "learn.objective",
@@ -61,11 +63,12 @@ PURE = {
     "rollout.spec",
     "settings",
     "threads",
+    "watch",
     "weights",
     "yaml_core",
 }
 STAGES = {"checkpoints", "data", "inspect", "learn", "models", "report", "reward", "rollout", "store"}
-LOOP = {"feed", "jump", "loop", "serving", "stopping"}
+LOOP = {"feed", "jump", "loop", "nonfinite", "rollback", "serving", "stopping"}
 ACTORS = {"actors"}
 ENTRY_POINTS = {"commands", "course", "export", "integrations", "run", "warmstart"}
 

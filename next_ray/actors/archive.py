@@ -10,8 +10,9 @@ import ray
 
 from next_ray.actors import parts
 from next_ray.actors.seats import Seat, asked
+from next_ray.learn.kept_batch import TABLE, batch_rows
 from next_ray.store.checkpoints import CheckpointStore
-from next_ray.types import Adapter, LearnerState, LoraFactors, NewCheckpoint, Ref
+from next_ray.types import Adapter, Group, LearnerState, LoraFactors, NewCheckpoint, Ref, TrainedBatch
 
 
 class ArchiveActor:
@@ -48,6 +49,15 @@ class ArchiveActor:
         """Keep a small JSON record."""
         self._store.put_json(name, dict(content))
 
+    def amend(self, name: str, content: Mapping[str, Any]) -> None:
+        """Add to a record."""
+        self._store.put_json(name, {**(self._store.get_json(name) or {}), **content})
+
+    def keep_batch(self, step: int, batch: TrainedBatch, *groups: list[Group]) -> str:
+        """Write the completions of a step as a table of their own; returns its URL."""
+        self._store.write_table(TABLE, step, step, batch_rows(step, batch, groups))
+        return f"{self._store.url}/tables/{TABLE}"
+
 
 @dataclass
 class RayArchive:
@@ -80,6 +90,17 @@ class RayArchive:
     async def record(self, name: str, content: Mapping[str, Any]) -> None:
         """Keep a small JSON record."""
         await asked(self.seat, lambda actor: [actor.record.remote(name, content)])
+
+    async def amend(self, name: str, content: Mapping[str, Any]) -> None:
+        """Add to a record."""
+        await asked(self.seat, lambda actor: [actor.amend.remote(name, content)])
+
+    async def keep_batch(self, step: int, batch: TrainedBatch) -> str:
+        """Write a step's completions. The groups go as arguments of their own, so that Ray hands the actor their content."""
+        bare = replace(batch, shards=tuple(replace(shard, groups=Ref([])) for shard in batch.shards))
+        groups = [shard.groups.value for shard in batch.shards]
+        _, where = await asked(self.seat, lambda actor: [actor.keep_batch.remote(step, bare, *groups)])
+        return where
 
 
 ArchiveRemote = ray.remote(ArchiveActor)

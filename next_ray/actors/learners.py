@@ -47,9 +47,7 @@ class LearnerActor:
     def start(self, spec: LearnerSpec, state: LearnerState | None) -> tuple[Policy, None]:
         """Build the rank, restore its state when there is one, and return the policy it starts from."""
         self._learner = DeepSpeedLearner(dataclasses.replace(spec, model_path=self._model_path))
-        if state is not None:
-            self._learner.restore(dataclasses.replace(state, parts=parts.full_parts(parts.refs_of(state))))
-        return self._policy(), None
+        return (self._policy(), None) if state is None else self.restore(state)
 
     def update(self, plan: UpdatePlan, *shards: list[Group]) -> tuple[Policy, dict[str, float]]:
         """Run this rank's part of an update."""
@@ -60,6 +58,11 @@ class LearnerActor:
         """The unpartitioned state (complete on rank 0)."""
         state = self._learner.snapshot()
         return dataclasses.replace(state, parts=parts.put_parts(state.parts)), None
+
+    def restore(self, state: LearnerState) -> tuple[Policy, None]:
+        """Go back to where a state was taken, and return the policy there."""
+        self._learner.restore(dataclasses.replace(state, parts=parts.full_parts(parts.refs_of(state))))
+        return self._policy(), None
 
     def adopt(self, adapter: Adapter, after: AfterJumpSection) -> tuple[Policy, dict[str, float]]:
         """Go on from a candidate."""
@@ -154,6 +157,10 @@ class RayLearner:
     async def adopt(self, adapter: Ref[Adapter]) -> UpdateResult:
         """Collective over the gang."""
         return await self._result([rank.adopt.options(num_returns=2).remote(adapter.value, self.after_jump) for rank in self.ranks])
+
+    async def restore(self, state: Ref[LearnerState]) -> Ref[Adapter]:
+        """Collective over the gang; the reference is rank 0's."""
+        return await self._held([rank.restore.options(num_returns=2).remote(state.value) for rank in self.ranks])
 
     async def probe_adapter(self, initial: Ref[Adapter], seed: int) -> Ref[Adapter]:
         """The start-up probe's adapter."""

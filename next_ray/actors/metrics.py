@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
-from next_ray.types import EvaluationResult, Fault, JumpRecord, StepRecord
+from next_ray.types import Alarm, EvaluationResult, Fault, JumpRecord, RollbackRecord, StepRecord
 
 TAGS = ("run",)
 
@@ -21,7 +21,8 @@ class MetricsReporter:
         self._tokens = self._counter("next_ray_tokens", "Tokens of prompts and completions processed")
         self._verdicts = Counter("next_ray_verdicts", "Verifier calls by outcome", tag_keys=(*TAGS, "verdict"))
         self._seconds = Counter("next_ray_phase_seconds", "Seconds on the critical path by phase", tag_keys=(*TAGS, "phase"))
-        self._jumps = Counter("next_ray_jumps", "Attempts to jump by outcome", tag_keys=(*TAGS, "outcome"))
+        self._jumps = Counter("next_ray_jumps", "Attempts to jump by outcome, and jumps taken back", tag_keys=(*TAGS, "outcome"))
+        self._alarms = Counter("next_ray_alarms_given", "Warnings about training", tag_keys=(*TAGS, "alarm"))
         self._faults = Counter("next_ray_faults", "Faults and recoveries by actor", tag_keys=(*TAGS, "what", "event"))
         self._recovery = Counter("next_ray_recovery_seconds", "Seconds until what was lost was back", tag_keys=(*TAGS, "what"))
         self._accuracy = Gauge("next_ray_accuracy", "Held-out avg@k", tag_keys=(*TAGS, "model"))
@@ -52,6 +53,14 @@ class MetricsReporter:
     def jump(self, record: JumpRecord) -> None:
         """Count the attempt."""
         self._jumps.inc(1.0, tags={**self._tags, "outcome": "accepted" if record.decision.accepted else "refused"})
+
+    def rollback(self, record: RollbackRecord) -> None:
+        """Count the jump that was taken back."""
+        self._jumps.inc(1.0, tags={**self._tags, "outcome": "taken back"})
+
+    def alarm(self, step: int, alarm: Alarm) -> None:
+        """Count the alarm."""
+        self._alarms.inc(1.0, tags={**self._tags, "alarm": alarm.name})
 
     def fault(self, fault: Fault) -> None:
         """Count it, and the seconds that a recovery took."""

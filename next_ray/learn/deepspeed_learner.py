@@ -123,9 +123,11 @@ class DeepSpeedLearner:
         """Run this rank's part of all mini batches; `shards` are the plan's shards, resolved.
 
         Raises `StaleCompletionError`, before anything is computed, when any completion carries a version that the plan
-        does not allow. A mini batch without any signal (all advantages 0, no KL term, no entropy bonus) and one with a gradient that is
-        not finite are skipped on all ranks alike and counted. With one mini batch the old log-probabilities are the current ones; with
-        several they are computed before the first step. Returns the metrics, equal on all ranks.
+        does not allow. A mini batch without any signal (all advantages 0, no KL term, no entropy bonus) and one with a loss or gradient
+        that is not finite are skipped on all ranks alike and counted. The latter leaves no trace but its count: weights, moments and the
+        schedule's position stay, so that a warm-up is not used up by steps that were not made, and its numbers are in no other metric.
+        With one mini batch the old log-probabilities are the current ones; with several they are computed before the first step.
+        Returns the metrics, equal on all ranks.
         """
         self._check(plan, shards)
         meter, norms, lr = Meter(self._device), [], 0.0
@@ -133,18 +135,19 @@ class DeepSpeedLearner:
         prepared = self._prepare(plan, shards)
         for steps in prepared:
             if steps is None:
-                self._advance(skipped_zero=1)
+                self._count(position=1, skipped_zero=1)
                 continue
-            lr = self._learning_rate()
+            lr, own = self._learning_rate(), Meter(self._device)
             for step in steps:
-                self._backward(step, meter)
+                self._backward(step, own)
             norm = self._optimizer_step(lr)
             if norm is None:
-                self._advance(skipped_nonfinite=1)
+                self._count(skipped_nonfinite=1)
             else:
+                meter.include(own)
                 norms.append(norm)
-                self._advance(optimizer_steps=1)
-        metrics = meter.result(sum(steps is not None for steps in prepared))
+                self._count(position=1, optimizer_steps=1)
+        metrics = meter.result(len(norms))
         now = self.progress
         return metrics | {
             "grad_norm": sum(norms) / max(1, len(norms)),
@@ -221,8 +224,10 @@ class DeepSpeedLearner:
         inputs = Inputs(batch.advantages, old, batch.engine_logprobs, step.weights, tokens.lengths, reference)
         outcome = micro_batch_loss(cfg, logprobs, entropy, inputs)
         meter.add(batch, outcome if step.kl is None else replace(outcome, kl=step.kl), entropy, old)
-        # DeepSpeed averages gradients over ranks; the denominators are global already, so the sum is wanted.
-        self._engine.backward(outcome.loss * self.spec.world_size)
+        # DeepSpeed averages gradients over ranks; the denominators are global already, so the sum is wanted. It looks at gradients alone
+        # before a step: NaN makes it see a loss that is not finite, on all ranks.
+        scale = torch.where(outcome.loss.detach().isfinite(), float(self.spec.world_size), torch.nan)
+        self._engine.backward(outcome.loss * scale)
 
     def _learning_rate(self) -> float:
         rewarm = Rewarm(self.progress.rewarm_start, self.progress.rewarm_steps)
@@ -235,10 +240,9 @@ class DeepSpeedLearner:
         self._engine.step()
         return float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else None
 
-    def _advance(self, **counts: int) -> None:
-        """Move the schedule's clock by one mini batch and add to the counters."""
-        added = {name: getattr(self.progress, name) + count for name, count in counts.items()}
-        self.progress = replace(self.progress, position=self.progress.position + 1, **added)
+    def _count(self, **counts: int) -> None:
+        """Add to the schedule's clock and the counters."""
+        self.progress = replace(self.progress, **{name: getattr(self.progress, name) + count for name, count in counts.items()})
 
     # State ----------------------------------------------------------------------------------------------------------------
 

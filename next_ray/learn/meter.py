@@ -65,6 +65,11 @@ class Meter:
         maxima = (surrogate.ratio.max(), -surrogate.ratio.min(), difference.abs().max())
         self._maxima = torch.maximum(self._maxima, torch.stack([v.to(self._maxima) for v in maxima]))
 
+    def include(self, other: Meter) -> None:
+        """Count what another one counted."""
+        self._sums += other._sums
+        self._maxima = torch.maximum(self._maxima, other._maxima)
+
     def result(self, num_steps: int) -> dict[str, float]:
         """Averages over all ranks (collective): the loss over `num_steps` mini batches, the others over trained tokens."""
         torch.distributed.all_reduce(self._sums)

@@ -16,7 +16,7 @@ from next_ray.types import Adapter, LearnerState, LoraFactors
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands. `position` counts mini batches seen (the schedule's clock), `optimizer_steps` those applied."""
+    """Where training stands. `optimizer_steps` counts mini batches applied, `position` (the schedule's clock) those without signal too."""
 
     position: int = 0
     optimizer_steps: int = 0

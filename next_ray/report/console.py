@@ -18,7 +18,7 @@ from rich.text import Text
 from next_ray.report.text import duration, jump_sentence, percent, printable
 from next_ray.types import Sample
 
-LOOP_PHASES = frozenset({"rollout", "reward", "plan", "update", "load", "checkpoint", "wait for commit", "adopt"})
+LOOP_PHASES = frozenset({"rollout", "reward", "plan", "update", "load", "checkpoint", "wait for commit", "adopt", "roll back"})
 """Phases of every step: shown in the panel, but not worth a line each."""
 
 _RECENT_STEPS = 10

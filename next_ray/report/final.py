@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from next_ray.evaluate.metrics import bootstrap, icer
-from next_ray.report.rows import JUMP, STEP
+from next_ray.report.rows import JUMP, ROLLBACK, STEP
 from next_ray.report.text import duration, jump_sentence, percent
 from next_ray.types import Accuracy, EvaluationResult
 
@@ -29,6 +29,7 @@ class Totals:
 
     num_steps: int = 0
     num_tokens: int = 0
+    num_nonfinite: int = 0
     step_seconds: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     attempts: list[dict[str, Any]] = field(default_factory=list)
@@ -40,10 +41,15 @@ class Totals:
         if row["kind"] == STEP:
             self.num_steps += 1
             self.num_tokens += row["num_tokens"]
+            self.num_nonfinite += int(row.get("skipped_nonfinite", 0))
             self.step_seconds += total
             times["rest of the steps"] = max(0.0, total - sum(times.get(phase, 0.0) for phase in IN_STEP))
         if row["kind"] == JUMP:
             self.attempts.append(dict(row))
+        if row["kind"] == ROLLBACK:
+            for attempt in self.attempts:
+                if attempt["step"] == row["jump_step"]:
+                    attempt |= {"rolled_back": row["step"], "why": row["reason"]}
         for phase, seconds in times.items():
             self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
@@ -81,6 +87,7 @@ def summary(
         "seconds_on_critical_path": {**totals.seconds, "all": totals.critical_path_s},
         "seconds_off_critical_path": dict(background_s),
         "num_tokens": totals.num_tokens,
+        "skipped_nonfinite": totals.num_nonfinite,
         "tokens_per_s": totals.num_tokens / totals.step_seconds if totals.step_seconds else None,
     }
 
@@ -168,8 +175,10 @@ def verdict(data: Mapping[str, Any]) -> list[str]:
         lines.append(f"The final model is worse than the base on this test set: {points}. Nothing was gained.")
     else:
         lines.append(f"Final model and base cannot be told apart on this test set: {points}. Nothing was shown to be gained.")
-    if any("accepted" in row for row in data["attempts"]):
+    if any("accepted" in row and "rolled_back" not in row for row in data["attempts"]):
         lines.append("What the jump saved shows only against the same budget without it: run again with --baseline.")
+    if data["skipped_nonfinite"]:
+        lines.append(f"Optimizer steps skipped because loss or gradient was not finite: {data['skipped_nonfinite']}.")
     seconds = data["seconds_on_critical_path"]["all"]
     if seconds:
         lines.append(f"The critical path took {duration(seconds)}.")

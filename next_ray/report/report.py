@@ -17,11 +17,11 @@ from next_ray.report.console import RunState, accuracy_line, jump_lines, make_di
 from next_ray.report.final import Totals, final_table, summary
 from next_ray.report.metrics import JsonLines
 from next_ray.report.quiet import duplicate_stdout, quiet
-from next_ray.report.rows import JUMP, STEP, Row, evaluation_row, fault_row, jump_row, merged, step_row
+from next_ray.report.rows import JUMP, ROLLBACK, STEP, Row, alarm_row, evaluation_row, fault_row, jump_row, merged, rollback_row, step_row
 from next_ray.report.tensorboard import TensorBoard
-from next_ray.report.text import fault_sentence, jump_sentence
+from next_ray.report.text import fault_sentence, jump_sentence, rollback_sentence
 from next_ray.settings import to_yaml
-from next_ray.types import EvaluationResult, Fault, JumpRecord, StepRecord
+from next_ray.types import Alarm, EvaluationResult, Fault, JumpRecord, RollbackRecord, StepRecord
 
 
 class Report:
@@ -96,6 +96,8 @@ class Report:
             self._totals.add(row)
             if row["kind"] == JUMP:
                 self._state.gate = jump_sentence(row)
+            if row["kind"] == ROLLBACK:
+                self._state.gate = rollback_sentence(row)
         steps = [row for row in rows if row["kind"] == STEP]
         if steps:
             self._state.step, self._state.row = step, steps[-1]
@@ -140,13 +142,28 @@ class Report:
         for line in jump_lines(row):
             self._display.line(line)
 
+    def rollback(self, record: RollbackRecord) -> None:
+        """A jump was taken back."""
+        row = rollback_row(record)
+        self._write(row)
+        self._pending.append(row)
+        self._state.gate = rollback_sentence(row)
+        self._display.line(self._state.gate)
+
+    def alarm(self, step: int, alarm: Alarm) -> None:
+        """Training seems to go wrong."""
+        row = alarm_row(step, alarm)
+        self._write(row)
+        self._pending.append(row)
+        self._display.line(f"warning: step {step}: {alarm.message}")
+
     def fault(self, fault: Fault) -> None:
         """A fault was met, or recovered from."""
         self._write(fault_row(self._state.step, fault))
         self.say(fault_sentence(fault))
 
     def take_rows(self) -> list[dict[str, Any]]:
-        """Rows of steps and evaluations since the last call, for the store's metrics table."""
+        """Rows of all but attempted jumps and faults since the last call, for the store's metrics table."""
         rows, self._pending = self._pending, []
         return rows
 
@@ -157,7 +174,8 @@ class Report:
         known = {row["step"] for row in self._totals.attempts}
         for jump in jumps:
             if jump["step"] not in known:
-                self._totals.attempts.append({"kind": JUMP, "step": jump["step"], "accepted": jump["candidate"]})
+                outcome = {name: jump[name] for name in ("rolled_back", "why") if name in jump}
+                self._totals.attempts.append({"kind": JUMP, "step": jump["step"], "accepted": jump["candidate"], **outcome})
         data = summary(results, self._totals, background_s, self._config.run.steps, self._config.run.seed)
         (self._output / "summary.json").write_text(json.dumps(data, indent=2), encoding="utf-8")
         self._display.close()
@@ -197,6 +215,16 @@ class Reporters:
         """Tell all."""
         for reporter in self._reporters:
             reporter.jump(record)
+
+    def rollback(self, record: RollbackRecord) -> None:
+        """Tell all."""
+        for reporter in self._reporters:
+            reporter.rollback(record)
+
+    def alarm(self, step: int, alarm: Alarm) -> None:
+        """Tell all."""
+        for reporter in self._reporters:
+            reporter.alarm(step, alarm)
 
     def fault(self, fault: Fault) -> None:
         """Tell all."""

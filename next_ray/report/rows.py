@@ -1,21 +1,23 @@
 """Records as flat JSON rows, and back to what a resumed run needs of them.
 
-A row has a `kind` (step, evaluation, jump, fault) and a `step`. What depends on the clock starts with `time`, `tokens_per_s` or `stats`;
-everything else is equal in two runs of a deterministic job. Numbers that are not finite and empty values are left out.
+A row has a `kind` (step, alarm, rollback, evaluation, jump, fault) and a `step`. What depends on the clock starts with `time`,
+`tokens_per_s` or `stats`; everything else is equal in two runs of a deterministic job. Numbers that are not finite and empty values are
+left out.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from next_ray.types import EvaluationResult, Fault, JumpRecord, StepRecord
+from next_ray.types import Alarm, EvaluationResult, Fault, JumpRecord, RollbackRecord, StepRecord
 
 Row = dict[str, Any]
 
-STEP, EVALUATION, JUMP, FAULT = "step", "evaluation", "jump", "fault"
-_ORDER = {STEP: 0, EVALUATION: 1, JUMP: 2, FAULT: 3}
+STEP, ALARM, ROLLBACK, EVALUATION, JUMP, FAULT = "step", "alarm", "rollback", "evaluation", "jump", "fault"
+_ORDER = {kind: i for i, kind in enumerate((STEP, ALARM, ROLLBACK, EVALUATION, JUMP, FAULT))}
 
 
 def step_row(record: StepRecord) -> Row:
@@ -83,6 +85,16 @@ def jump_row(record: JumpRecord) -> Row:
     )
 
 
+def rollback_row(record: RollbackRecord) -> Row:
+    """A row of a jump that was taken back."""
+    return _clean({"kind": ROLLBACK, **asdict(record)})
+
+
+def alarm_row(step: int, alarm: Alarm) -> Row:
+    """A row of a warning."""
+    return {"kind": ALARM, "step": step, "alarm": alarm.name, "message": alarm.message}
+
+
 def fault_row(step: int, fault: Fault) -> Row:
     """A row of a fault, or of the recovery from one, after `step`; `time_s` is how long that took."""
     said = {"what": fault.what, "event": str(fault.event), "detail": fault.detail}
@@ -92,13 +104,13 @@ def fault_row(step: int, fault: Fault) -> Row:
 def merged(step: int, stored: Sequence[Mapping[str, Any]], local: Sequence[Row], jumps: Sequence[Mapping[str, Any]]) -> list[Row]:
     """The log of a run that goes on after `step`, in order.
 
-    Steps and evaluations come from the store's table, which ends exactly there; where the store has none (an older run), from the
-    local file, as evaluations of step 0 always do. Jumps are only in the local file and, the accepted ones, in the run's progress.
-    A refused attempt at `step` itself is dropped, since it will be made again. Faults are only in the local file, and all of them stay.
+    Steps, what was said of them, and evaluations come from the store's table, which ends exactly there; where the store has none (an older
+    run), from the local file, as evaluations of step 0 always do. Jumps are only in the local file and, the accepted ones, in the run's
+    progress. A refused attempt at `step` itself is dropped, since it will be made again. Faults are only in the local file, and all stay.
     """
     rows = [_clean(dict(row)) for row in stored if row["step"] <= step]
     first = 0 if rows else step
-    rows += [row for row in local if row["kind"] in (STEP, EVALUATION) and row["step"] <= first]
+    rows += [row for row in local if row["kind"] not in (JUMP, FAULT) and row["step"] <= first]
     attempts = [row for row in local if row["kind"] == JUMP and (row["step"] < step or (row["step"] == step and "accepted" in row))]
     known = {row["step"] for row in attempts if "accepted" in row}
     for jump in jumps:

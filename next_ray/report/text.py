@@ -43,4 +43,13 @@ def jump_sentence(row: dict[str, Any]) -> str:
         verb = f"step {step}: jumped with {row['accepted']}"
     else:
         verb = f"step {step}: no jump, training goes on from the last checkpoint"
-    return f"{verb}. {reason}".rstrip()
+    back = f" It was taken back after step {row['rolled_back']}. {printable(row.get('why', ''))}" if "rolled_back" in row else ""
+    return f"{verb}. {reason}".rstrip() + back.rstrip()
+
+
+def rollback_sentence(row: dict[str, Any]) -> str:
+    """A jump taken back, from the row of that."""
+    return (
+        f"step {row['step']}: took back the jump of step {row['jump_step']} ({row['candidate']}); training goes on from checkpoint "
+        f"{row['returned_to']}. {printable(row['reason'])}"
+    )

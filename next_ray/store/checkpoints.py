@@ -30,7 +30,7 @@ from next_ray.store.tensors import (
 )
 from next_ray.types import Adapter, CheckpointKind, FullPart, LearnerState, Manifest, ObjectEntry, Weights
 
-RESUMABLE = frozenset({CheckpointKind.TRAINED, CheckpointKind.JUMPED})
+RESUMABLE = frozenset({CheckpointKind.TRAINED, CheckpointKind.JUMPED, CheckpointKind.REVERTED})
 
 
 class CheckpointStore:
@@ -106,7 +106,7 @@ class CheckpointStore:
         return self.manifest(checkpoint)
 
     def manifests(self) -> list[Manifest]:
-        """All committed checkpoints by step, jumped after trained of the same step."""
+        """All committed checkpoints by step, of the same step trained, jumped and reverted in this order."""
         found = (self._find(checkpoint) for checkpoint in self._ids())
         return [manifest for manifest in found if manifest is not None]
 
@@ -118,7 +118,7 @@ class CheckpointStore:
         return found
 
     def latest(self, skip: AbstractSet[str] = frozenset()) -> Manifest | None:
-        """The checkpoint to resume from: of the newest step, jumped before trained; None for a new run.
+        """The checkpoint to resume from: of the newest step, reverted before jumped before trained; None for a new run.
 
         A damaged checkpoint is not passed over silently: reading it raises. `skip` names ids to leave out deliberately.
         """

@@ -16,11 +16,17 @@ FORMAT = "next-ray-checkpoint/1"
 MAX_MANIFEST_BYTES = 4 * 2**20
 MAX_ENTRY_BYTES = 256 * 2**30
 MAX_OBJECTS = 4000
-_KIND_ORDER = (CheckpointKind.PREDICTED, CheckpointKind.MERGED, CheckpointKind.TRAINED, CheckpointKind.JUMPED)
+_KIND_ORDER = (
+    CheckpointKind.PREDICTED,
+    CheckpointKind.MERGED,
+    CheckpointKind.TRAINED,
+    CheckpointKind.JUMPED,
+    CheckpointKind.REVERTED,
+)
 _FILE = re.compile(r"(\d{8})-([a-z]+)\.json")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Id = Annotated[str, Field(pattern=r"^\d{8}-(trained|predicted|jumped|merged)$")]
+Id = Annotated[str, Field(pattern=r"^\d{8}-(trained|predicted|jumped|reverted|merged)$")]
 
 
 class _Strict(BaseModel):
@@ -79,7 +85,7 @@ def id_of(path: str) -> str | None:
 
 
 def order(checkpoint: str) -> tuple[int, int]:
-    """Sort key of an id: by step, then as they come to be used, jumped after trained."""
+    """Sort key of an id: by step, then as they come to be used: trained, jumped, reverted."""
     step, _, kind = checkpoint.partition("-")
     return int(step), _KIND_ORDER.index(CheckpointKind(kind))
 

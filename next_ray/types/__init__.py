@@ -6,7 +6,7 @@ Nothing here imports numpy at run time; arrays are named in the annotations only
 
 from next_ray.types.adapter import BASE_VERSION, Adapter, LoraFactors, Weights
 from next_ray.types.checkpoints import CheckpointKind, Manifest, NewCheckpoint, ObjectEntry
-from next_ray.types.records import Accuracy, EvaluationResult, Fault, FaultEvent, JumpRecord, StepRecord
+from next_ray.types.records import Accuracy, Alarm, EvaluationResult, Fault, FaultEvent, JumpRecord, RollbackRecord, StepRecord
 from next_ray.types.ref import Ref
 from next_ray.types.rollout import (
     Completion,
@@ -21,7 +21,7 @@ from next_ray.types.rollout import (
     Shard,
     Verdict,
 )
-from next_ray.types.training import FullPart, LearnerState, MicroBatch, MiniBatch, SampleIndex, UpdatePlan, UpdateResult
+from next_ray.types.training import FullPart, LearnerState, MicroBatch, MiniBatch, SampleIndex, TrainedBatch, UpdatePlan, UpdateResult
 from next_ray.types.trajectory import (
     BacktestScore,
     Candidate,

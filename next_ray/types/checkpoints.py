@@ -17,6 +17,7 @@ class CheckpointKind(StrEnum):
     TRAINED = "trained"
     PREDICTED = "predicted"
     JUMPED = "jumped"
+    REVERTED = "reverted"
     MERGED = "merged"
 
 

@@ -46,6 +46,33 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
+class RollbackRecord:
+    """A jump that was taken back after `step`: made after `jump_step` with `candidate`, back to checkpoint `returned_to`.
+
+    Accuracies are of the training completions of the `num_steps` steps since the jump and of as many before it; `p_value` is the
+    probability of such a fall when nothing has changed.
+    """
+
+    step: int
+    jump_step: int
+    candidate: str
+    returned_to: str
+    num_steps: int
+    accuracy_before: float
+    accuracy_since: float
+    p_value: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A warning about training itself: what is wrong, in one word and in a sentence that says what to do."""
+
+    name: str
+    message: str
+
+
+@dataclass(frozen=True)
 class JumpRecord:
     """One attempt to jump: where, what the gate said, what the backtest said, and what it cost (seconds)."""
 

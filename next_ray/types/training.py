@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from next_ray.types.adapter import Adapter, Weights
 from next_ray.types.ref import Ref
-from next_ray.types.rollout import Group
+from next_ray.types.rollout import Group, Shard
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +55,15 @@ class UpdatePlan:
     version: int
     oldest_version: int
     mini_batches: tuple[MiniBatch, ...]
+
+
+@dataclass(frozen=True)
+class TrainedBatch:
+    """What a step was trained on: shards, and rewards and advantages [P][G] of their groups in order (None: left out of the loss)."""
+
+    shards: tuple[Shard, ...]
+    rewards: tuple[tuple[float, ...], ...]
+    advantages: tuple[tuple[float | None, ...], ...]
 
 
 @dataclass(frozen=True)

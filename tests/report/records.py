@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from next_ray.evaluate.metrics import evaluation
-from next_ray.types import BacktestScore, EvaluationResult, GateDecision, GateRow, JumpRecord, Sample, StepRecord
+from next_ray.types import BacktestScore, EvaluationResult, GateDecision, GateRow, JumpRecord, RollbackRecord, Sample, StepRecord
 
 TIMES = {"rollout": 1.0, "reward": 0.25, "plan": 0.05, "update": 0.5, "load": 0.1, "total": 2.0}
 
@@ -20,6 +20,11 @@ def jump_record(step: int, accepted: str | None) -> JumpRecord:
     return JumpRecord(
         step, decision, backtest, "next lost", {"next": "loses"}, {"candidates": 0.5, "gate": 3.0}, {"fit_steps": 7.0}, "two-point", 1.5
     )
+
+
+def rollback_record(step: int, jump_step: int) -> RollbackRecord:
+    reason = "The accuracy fell."
+    return RollbackRecord(step, jump_step, "two-point@1.5", f"{jump_step:08d}-trained", step - jump_step, 0.5, 0.25, 1e-6, reason)
 
 
 def result(label: str, *correct: int, num_samples: int = 4) -> EvaluationResult:

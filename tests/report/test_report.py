@@ -15,12 +15,15 @@ import pytest
 from rich.console import Console
 
 from next_ray.config import Config
+from next_ray.report.final import verdict
 from next_ray.report.quiet import quiet
 from next_ray.report.report import Report, Reporters
 from next_ray.report.text import duration, printable
 from next_ray.rollout.probe import ProbeReport
 from next_ray.settings import load_config
-from tests.report.records import jump_record, result, step_record
+from next_ray.store.tables import decode_rows, encode_rows
+from next_ray.types import Alarm
+from tests.report.records import jump_record, result, rollback_record, step_record
 
 CONFIG = load_config(None, ["run.steps=12", "report.tensorboard=false"])
 
@@ -126,6 +129,46 @@ def test_a_resumed_run_repeats_nothing_and_counts_everything(tmp_path: Path) -> 
     data = json.loads((tmp_path / "summary.json").read_text())
     assert data["num_tokens"] == 3 * 4000
     assert "step 2: jumped with next@1." in text(console)
+
+
+def test_a_jump_taken_back_is_said_everywhere_and_a_resumed_run_still_knows(tmp_path: Path) -> None:
+    sentence = "step 4: took back the jump of step 2 (two-point@1.5); training goes on from checkpoint 00000002-trained. The accuracy fell."
+    console = plain()
+    with Report(CONFIG, tmp_path, console) as first:
+        first.resume(0, [])
+        for step in (1, 2, 3, 4):
+            first.step(step_record(step, skipped_nonfinite=float(step == 3)))
+            if step == 2:
+                first.jump(jump_record(2, "two-point@1.5"))
+        Reporters([first]).rollback(rollback_record(4, 2))
+        stored = first.take_rows()
+        first.step(step_record(5))
+    assert sentence in text(console)
+    row = next(row for row in lines(tmp_path / "metrics.jsonl") if row["kind"] == "rollback")
+    assert (row["step"], row["jump_step"], row["accuracy_before"], row["p_value"]) == (4, 2, 0.5, 1e-6)
+    for folder in (tmp_path, tmp_path / "another machine"):
+        jumps = [{"step": 2, "candidate": "two-point@1.5", "rolled_back": 4, "why": "The accuracy fell."}]
+        with Report(CONFIG, folder, plain()) as second:
+            second.resume(4, decode_rows(encode_rows("metrics", stored), "here"), jumps)
+            data = second.finish([result("base", 1), result("final", 1)], {}, jumps)
+            assert second._state.gate == sentence
+        assert [row["kind"] for row in lines(folder / "metrics.jsonl")] == ["step", "step", "jump", "step", "step", "rollback"]
+        assert [attempt["rolled_back"] for attempt in data["attempts"]] == [4]
+        assert data["skipped_nonfinite"] == 1
+        said = " ".join(verdict(data))
+        assert "What the jump saved" not in said
+        assert "It was taken back after step 4. The accuracy fell." in said and "not finite: 1." in said
+
+
+def test_a_warning_is_shown_and_logged(tmp_path: Path) -> None:
+    console = plain()
+    with Report(CONFIG, tmp_path, console) as report:
+        report.resume(0, [])
+        report.step(step_record(1))
+        Reporters([report]).alarm(1, Alarm("reward", "It fell."))
+        assert [row["kind"] for row in report.take_rows()] == ["step", "alarm"]
+    assert "warning: step 1: It fell." in text(console)
+    assert lines(tmp_path / "metrics.jsonl")[1] == {"kind": "alarm", "step": 1, "alarm": "reward", "message": "It fell."}
 
 
 def test_library_noise_goes_to_the_file_and_errors_come_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -59,6 +59,7 @@ def test_repeating_a_commit_returns_the_first(store: CheckpointStore) -> None:
 def test_order_and_the_checkpoint_to_resume_from(store: CheckpointStore) -> None:
     assert store.latest() is None and store.manifests() == []
     for step, kind in [
+        (9, "reverted"),
         (10, "jumped"),
         (2, "trained"),
         (10, "trained"),
@@ -71,6 +72,7 @@ def test_order_and_the_checkpoint_to_resume_from(store: CheckpointStore) -> None
     assert [(m.step, str(m.kind)) for m in store.manifests()] == [
         (2, "trained"),
         (9, "trained"),
+        (9, "reverted"),
         (10, "predicted"),
         (10, "trained"),
         (10, "jumped"),
@@ -82,7 +84,7 @@ def test_order_and_the_checkpoint_to_resume_from(store: CheckpointStore) -> None
     second = store.latest(skip={"00000010-jumped"})
     assert second is not None and second.id == "00000010-trained"
     third = store.latest(skip={"00000010-jumped", "00000010-trained"})
-    assert third is not None and third.id == "00000009-trained"
+    assert third is not None and third.id == "00000009-reverted"
 
 
 def test_unknown_checkpoints_are_answered_with_those_there_are(file_storage: Any) -> None:
