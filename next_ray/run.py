@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from next_ray import estimate
 from next_ray.commands.ending import ended
+from next_ray.commands.supervise import become_supervisor
 from next_ray.commands.words import job_and_overrides
 from next_ray.config import Config
 from next_ray.errors import LeaseError, StoreError, TrainingError
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_intermixed_args(argv)
+    if arguments.restarts and not arguments.dry_run:
+        become_supervisor(arguments.restarts, [*arguments.job, *(["--baseline"] if arguments.baseline else [])])
     config = load_config(*job_and_overrides(arguments.job))
     if arguments.baseline:
         config = as_baseline(config)
@@ -63,7 +66,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dry-run", action="store_true", help="print configuration, batch sizes, placement and memory; start nothing")
     parser.add_argument("--baseline", action="store_true", help="the same budget without extrapolation, as run NAME-baseline")
+    parser.add_argument(
+        "--restarts", type=_count, default=0, metavar="N", help="start the run anew, N times at most, when it is killed or breaks down"
+    )
     return parser
+
+
+def _count(word: str) -> int:
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 0 on")
+    return int(word)
 
 
 def as_baseline(config: Config) -> Config:
