@@ -104,10 +104,12 @@ def protect_embedded_ray(folder: Path) -> None:
 async def execute(config: Config) -> None:
     """Open everything from the outside in, run the loop, and close it from the inside out."""
     protect_embedded_ray(cache_root(config.model.cache_dir))
+    os.environ.setdefault("RAY_record_ref_creation_sites", "1")  # so that the watchdog can say which call hangs
     from next_ray.actors.cluster import open_cluster
     from next_ray.actors.launch import Job, launch
     from next_ray.actors.metrics import MetricsReporter
     from next_ray.actors.probing import probe
+    from next_ray.actors.watchdog import watchdog
     from next_ray.data.prepare import Read, chosen_reader, filter_by_length, load_splits, load_tokenizer, with_worked_problems
     from next_ray.loop import TrainingLoop
     from next_ray.ports import Stages
@@ -152,6 +154,7 @@ async def execute(config: Config) -> None:
         report.resume(progress.step, store.read_table("metrics", progress.step) if latest else [], progress.jumps)
         job = Job(config, cluster, model, store, latest.id if latest else None, lease.token, verifiers, report.say)
         report.phase("starting engines and learners")
+        await stack.enter_async_context(watchdog(config.recovery, output, report.say))
         launched = await stack.enter_async_context(launch(job))
         report.phase("probing")
         report.probe(await probe(launched, splits.gate[:4], config))

@@ -60,6 +60,7 @@ PURE = {
     "rollout.probe",
     "rollout.spec",
     "settings",
+    "stacks",
     "threads",
     "weights",
     "yaml_core",

@@ -10,11 +10,12 @@ import ray
 
 from next_ray.actors import parts
 from next_ray.actors.cluster import result
+from next_ray.actors.observed import RunActor
 from next_ray.store.checkpoints import CheckpointStore
 from next_ray.types import Adapter, LearnerState, LoraFactors, NewCheckpoint, Ref
 
 
-class ArchiveActor:
+class ArchiveActor(RunActor):
     """Holds one `CheckpointStore`."""
 
     def __init__(self, store: CheckpointStore, base_fingerprint: str, keep: int | None, lease_token: str | None) -> None:

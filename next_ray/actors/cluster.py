@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from next_ray.actors.waits import waiting
 from next_ray.config import ClusterSection
 from next_ray.errors import NextRayError, PlacementError
 from next_ray.rollout.spec import OPENMP_WAITING
@@ -110,7 +111,8 @@ def _resources_sentence(resources: Mapping[str, float]) -> str:
 async def result(ref: Any, what: str) -> Any:
     """Await an actor call; a user error inside comes out as itself, a dead actor as a `NextRayError` that says what to do."""
     try:
-        return await ref
+        with waiting(ref, what):
+            return await ref
     except RayTaskError as error:
         cause = error.cause
         if isinstance(cause, NextRayError):

@@ -14,6 +14,7 @@ import ray
 
 from next_ray.actors import parts
 from next_ray.actors.cluster import result
+from next_ray.actors.observed import RunActor
 from next_ray.actors.shipping import ModelPlace, localize
 from next_ray.rollout.engine import EngineSpec, VllmEngine
 from next_ray.rollout.worker import Answer, EngineThread
@@ -28,7 +29,7 @@ class Sampled:
     restarts: int
 
 
-class EngineActor:
+class EngineActor(RunActor):
     """Holds one engine in its thread; its methods come back while that thread samples, so adapters change without a pause."""
 
     def __init__(self, spec: EngineSpec, place: ModelPlace, files: dict[str, bytes] | None) -> None:

@@ -17,6 +17,7 @@ from next_ray.actors.archive import ArchiveRemote, RayArchive
 from next_ray.actors.cluster import Device, OpenCluster, actor_environment, place
 from next_ray.actors.engines import EngineRemote, RayRollout
 from next_ray.actors.learners import LearnerRemote, RayLearner
+from next_ray.actors.observed import NAME_VARIABLE
 from next_ray.actors.shipping import ModelPlace, place_of, shipped
 from next_ray.actors.trajectory import DeltaRemote, DenseDeltaRemote, PredictorRemote, RayTrajectory
 from next_ray.actors.verifiers import RayRewards, VerifierRemote
@@ -138,17 +139,17 @@ class _Crew:
         job, config, device = self.job, self.job.config, self.job.cluster.device
         check_deltas_device(config, device)
         keep = config.store.keep_checkpoints
-        archive = RayArchive(_light(ArchiveRemote, device).remote(job.store, job.model.fingerprint, keep, job.lease_token))
+        archive = RayArchive(_light(ArchiveRemote, device, "archive").remote(job.store, job.model.fingerprint, keep, job.lease_token))
         self.actors.append(archive.actor)
         state: Ref[LearnerState] | None = await archive.state(job.resume_from) if job.resume_from else None
         shards = delta_shards(config, job.model)
         places = await self._reserve(len(shards))
         where, files = place_of(config.model, job.model), shipped(job.model)
         engines, ranks = self._placed_actors(places, where, files)
-        judges = [_light(VerifierRemote, device).remote(config.reward, job.verifiers) for _ in range(config.reward.actors)]
+        judges = [_light(VerifierRemote, device, f"verifier {i}").remote(config.reward, job.verifiers) for i in range(config.reward.actors)]
         whole = Whole(job.model.linear_shapes, where, files) if config.learner.mode == "full" else None
         workers = delta_workers(config, shards, places.deltas, device, whole)
-        predictor = _light(PredictorRemote, device).remote(config.extrapolation, config.run.seed) if workers else None
+        predictor = _light(PredictorRemote, device, "predictor").remote(config.extrapolation, config.run.seed) if workers else None
         trajectory = RayTrajectory(workers, predictor, config.extrapolation, beside=config.learner.mode == "full")
         self.actors += [*engines, *ranks, *judges, *trajectory.actors]
         rollout, learner = RayRollout(engines), RayLearner(ranks, config.extrapolation.after_jump)
@@ -179,11 +180,11 @@ class _Crew:
         engine, bundle = engine_bundle(config, on_gpu=on_gpu), learner_bundle(on_gpu=on_gpu)
         spec = engine_spec(config, job.model, device)
         engines = [
-            _placed(EngineRemote, group, 0, engine, device, config.rollout.threads).remote(spec, model_place, files)
-            for group in places.engines
+            _placed(EngineRemote, group, 0, engine, device, config.rollout.threads, f"rollout engine {i}").remote(spec, model_place, files)
+            for i, group in enumerate(places.engines)
         ]
         ranks = [
-            _placed(LearnerRemote, places.gang, i, bundle, device, config.learner.threads).remote(model_place, files)
+            _placed(LearnerRemote, places.gang, i, bundle, device, config.learner.threads, f"learner rank {i}").remote(model_place, files)
             for i in range(config.learner.ranks)
         ]
         return engines, ranks
@@ -236,20 +237,23 @@ def delta_workers(
         return remote(DenseDeltaRemote).remote(horizon, whole.part(shard), where, whole.place, whole.files)
 
     if group is None:
-        return [start(lambda actor: _light(actor, device), shard, None) for shard in shards]
+        return [start(lambda actor, i=i: _light(actor, device, f"delta worker {i}"), shard, None) for i, shard in enumerate(shards)]
     places = group
-    return [start(lambda actor, i=i: _placed(actor, places, i, share, device, 1), shard, "cuda") for i, shard in enumerate(shards)]
+    return [
+        start(lambda actor, i=i: _placed(actor, places, i, share, device, 1, f"delta worker {i}"), shard, "cuda")
+        for i, shard in enumerate(shards)
+    ]
 
 
-def _placed(remote: Any, group: PlacementGroup, index: int, bundle: dict[str, float], device: str, threads: int) -> Any:
+def _placed(remote: Any, group: PlacementGroup, index: int, bundle: dict[str, float], device: str, threads: int, what: str) -> Any:
     return remote.options(
         num_cpus=bundle.get("CPU", 0),
         num_gpus=bundle.get("GPU", 0),
         scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
-        runtime_env=actor_environment(device, threads),
+        runtime_env=actor_environment(device, threads, {NAME_VARIABLE: what}),
     )
 
 
-def _light(remote: Any, device: str) -> Any:
+def _light(remote: Any, device: str, what: str) -> Any:
     """An actor that reserves nothing: its work is small or yields to the others."""
-    return remote.options(num_cpus=0, runtime_env=actor_environment(device, threads=1))
+    return remote.options(num_cpus=0, runtime_env=actor_environment(device, 1, {NAME_VARIABLE: what}))

@@ -14,6 +14,7 @@ import numpy as np
 import ray
 
 from next_ray.actors.cluster import result
+from next_ray.actors.observed import RunActor
 from next_ray.actors.parts import Reader
 from next_ray.actors.shipping import ModelPlace, localize
 from next_ray.checkpoints.models import open_model_folder
@@ -53,7 +54,7 @@ class Findings:
     stats: Mapping[str, float]
 
 
-class DeltaActor:
+class DeltaActor(RunActor):
     """Computes the triplets of its shard of modules, on a device of torch or (None) by numpy; holds the last k+1 checkpoints' factors."""
 
     def __init__(self, horizon: int, modules: Sequence[str], device: str | None) -> None:
@@ -71,7 +72,7 @@ class DeltaActor:
         return self._window.observe(index, step, adapter), time.perf_counter() - started
 
 
-class DenseDeltaActor:
+class DenseDeltaActor(RunActor):
     """The same where all weights are trained: holds references to the last k+1 checkpoints and reads them module by module."""
 
     def __init__(self, horizon: int, shapes: Mapping[str, tuple[int, int]], device: str | None, place: ModelPlace, files: Any) -> None:
@@ -97,7 +98,7 @@ class DenseDeltaActor:
         return self._reader.read(index, name) if index else self._base.read(name)
 
 
-class PredictorActor:
+class PredictorActor(RunActor):
     """Holds the predictor; observes checkpoints in order and turns the last ones into candidates."""
 
     def __init__(self, config: ExtrapolationSection, seed: int) -> None:
@@ -183,6 +184,7 @@ class RayTrajectory:
     config: ExtrapolationSection
     beside: bool = False
     _seen: dict[int, tuple[Seen, Ref[Adapter]]] = field(default_factory=dict)
+    _parts: dict[int, list[Any]] = field(default_factory=dict)
     _fits: dict[int, Any] = field(default_factory=dict)
     _seconds: list[tuple[str, Any]] = field(default_factory=list)
     _totals: dict[str, float] = field(default_factory=lambda: {"delta": 0.0, "fit": 0.0})
@@ -199,7 +201,7 @@ class RayTrajectory:
         parts = [worker.observe.options(num_returns=2).remote(index, step, policy.value) for worker in self.workers]
         fit = self.predictor.observe.remote(*(triplets for triplets, _ in parts))
         self._seconds += [("delta", seconds) for _, seconds in parts] + [("fit", fit)]
-        self._fits[index] = fit
+        self._parts[index], self._fits[index] = [seconds for _, seconds in parts], fit
         if self.beside:  # the workers hold what they still need
             return
         self._seen[index] = (Seen(index, step, accuracy), policy)
@@ -211,6 +213,8 @@ class RayTrajectory:
         if index not in self._fits:
             raise ExtrapolationError(f"Checkpoint {index} of the trajectory was never observed; observed: {sorted(self._fits)}.")
         started = time.perf_counter()
+        for i, seconds in enumerate(self._parts[index]):  # the predictor waits for them, and who hangs shall be named
+            await result(seconds, f"delta worker {i}")
         await result(self._fits[index], "the predictor")
         waited = time.perf_counter() - started
         names = self.config.proposals
@@ -234,7 +238,7 @@ class RayTrajectory:
         """Forget the trajectory everywhere."""
         await self.background_s()
         await asyncio.gather(*(result(actor.restart.remote(), "the trajectory") for actor in self.actors))
-        self._seen, self._fits = {}, {}
+        self._seen, self._parts, self._fits = {}, {}, {}
 
     async def background_s(self) -> Mapping[str, float]:
         """Seconds of delta work and fitting, waited for to the last."""

@@ -4,9 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from next_ray.rollout.scratch import PREFIX, ScratchFolder, sweep
+from next_ray.rollout.scratch import LOCK_FILE, PREFIX, ScratchFolder, sweep
 
 
 def test_private_unique_and_removed(tmp_path: Path) -> None:
@@ -21,12 +22,13 @@ def test_private_unique_and_removed(tmp_path: Path) -> None:
     second.close()
 
 
-def test_a_killed_holders_folder_is_swept_and_a_living_ones_stays(tmp_path: Path) -> None:
+def test_a_killed_holders_folder_is_gone_and_a_living_ones_stays(tmp_path: Path) -> None:
     living = ScratchFolder(str(tmp_path))
     code = f"""if True:
         import time
         from next_ray.rollout.scratch import ScratchFolder
         folder = ScratchFolder({str(tmp_path)!r})
+        (folder.path / "weights").write_bytes(b"x")
         print(folder.path, flush=True)
         time.sleep(60)
     """
@@ -36,9 +38,21 @@ def test_a_killed_holders_folder_is_swept_and_a_living_ones_stays(tmp_path: Path
         orphan = Path(child.stdout.readline().strip())
         assert sweep(tmp_path) == []
         child.send_signal(signal.SIGKILL)
-    assert orphan.exists()
-    assert sweep(tmp_path) == [orphan]
-    assert living.path.exists() and not orphan.exists()
+    deadline = time.monotonic() + 10
+    while orphan.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert living.path.exists()
+    living.close()
+
+
+def test_what_nobody_removed_is_swept(tmp_path: Path) -> None:
+    orphan = tmp_path / f"{PREFIX}orphan"
+    orphan.mkdir()
+    (orphan / LOCK_FILE).touch()
+    living = ScratchFolder(str(tmp_path))
+    assert not orphan.exists()
+    assert sweep(tmp_path) == []
     living.close()
 
 
