@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,16 +87,16 @@ async def place(
         if await asyncio.to_thread(group.wait, 0.2 if time.monotonic() - started < 5 else 5):
             return group
         waited = time.monotonic() - started
-        have = _resources_sentence(ray.cluster_resources())
+        have, labelled = _resources_sentence(ray.cluster_resources()), labels_sentence(ray.nodes(), labels)
         if waited > wait_s:
             remove_placement_group(group)
             raise PlacementError(
                 f"No place for {what}: asked for {_bundles_sentence(bundles, labels)}; the cluster has {have} in all, "
-                f"{_resources_sentence(ray.available_resources())} free. Waited {waited:.0f} s (cluster.wait_s). "
+                f"{_resources_sentence(ray.available_resources())} free{labelled}. Waited {waited:.0f} s (cluster.wait_s). "
                 "Add nodes, ask for less, or wait longer."
             )
         if waited > 5:
-            say(f"waiting {waited:.0f} s for {what}: asked for {_bundles_sentence(bundles, labels)}; the cluster has {have}")
+            say(f"waiting {waited:.0f} s for {what}: asked for {_bundles_sentence(bundles, labels)}; the cluster has {have}{labelled}")
 
 
 def _bundles_sentence(bundles: Sequence[Mapping[str, float]], labels: Mapping[str, str]) -> str:
@@ -106,6 +107,14 @@ def _bundles_sentence(bundles: Sequence[Mapping[str, float]], labels: Mapping[st
 
 def _resources_sentence(resources: Mapping[str, float]) -> str:
     return ", ".join(f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU")) if resources else "nothing"
+
+
+def labels_sentence(nodes: Sequence[Mapping[str, Any]], wanted: Mapping[str, str]) -> str:
+    """What the living nodes (rows of `ray.nodes()`) say about the labels that are asked for, to go on a sentence; empty for none."""
+    if not wanted:
+        return ""
+    found = Counter(", ".join(f"{key}={node['Labels'].get(key, '(none)')}" for key in wanted) for node in nodes if node["Alive"])
+    return "; its nodes have " + "; ".join(f"{text} ({count})" for text, count in sorted(found.items()))
 
 
 async def result(ref: Any, what: str) -> Any:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import linecache
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
+
+CALL = re.compile(r"\.(\w+)(?:\.options\([^()]*\))?\.remote\b")
+"""A remote call in a line of source: its method."""
 
 
 @dataclass(eq=False)
@@ -27,9 +33,9 @@ class Wait:
         return self.ref.task_id().actor_id().hex()
 
     @property
-    def call_site(self) -> str:
-        """Where the driver made the call, as Ray noted it; empty when it notes none."""
-        return _last_place(self.ref.call_site()) if isinstance(self.ref, ray.ObjectRef) else ""
+    def call(self) -> str:
+        """Which method was called where in the driver, ` begin (engines.py:112)`, as Ray noted it; empty when it notes no places."""
+        return called(self.ref.call_site()) if isinstance(self.ref, ray.ObjectRef) else ""
 
 
 _waits: dict[int, Wait] = {}
@@ -57,5 +63,11 @@ def overdue(limit_s: float) -> list[Wait]:
     return [wait for wait in waits() if now - wait.since > limit_s]
 
 
-def _last_place(call_site: str) -> str:
-    return call_site
+def called(call_site: str) -> str:
+    """What `Wait.call` says, from Ray's note: `(actor call) | FILE:FUNCTION:LINE | FILE:FUNCTION:LINE ...`, the innermost first."""
+    places = [place.strip().rsplit(":", 2) for place in call_site.split("|") if place.count(":") >= 2]
+    if not places:
+        return ""
+    file, _, line = places[0]
+    method = CALL.search(linecache.getline(file, int(line)) if line.isdecimal() else "")
+    return f"{' ' + method[1] if method else ''} ({Path(file).name}:{line})"

@@ -119,8 +119,7 @@ def _sentence(wait: Wait, actor: Whereabouts | None) -> str:
     who = wait.what if actor is None else actor.describe()
     waited = time.monotonic() - wait.since
     since = datetime.fromtimestamp(time.time() - waited).strftime("%H:%M:%S")
-    call = f" the call at {wait.call_site}" if wait.call_site else ""
-    return f"{who} has not answered{call} for {waited:.0f} s, since {since}"
+    return f"{who} has not answered{wait.call} for {waited:.0f} s, since {since}"
 
 
 def kill(actor_id: str) -> None:
