@@ -32,13 +32,13 @@ async def watchdog(config: RecoverySection, folder: Path, say: Callable[[str], N
     path = folder / FILE
     with _report_file(path) as file:
         dog = _Watchdog(config, path, file, say)
-        task = asyncio.create_task(dog.watch(), name="watchdog")
+        tasks = [asyncio.create_task(dog.watch(), name="watchdog"), asyncio.create_task(_beat(config, file), name="watchdog's heartbeat")]
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            faulthandler.cancel_dump_traceback_later()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @contextmanager
@@ -51,18 +51,31 @@ def _report_file(path: Path) -> Iterator[IO[str]]:
         path.unlink()
 
 
+async def _beat(config: RecoverySection, file: IO[str]) -> None:
+    """Put off again and again that C code writes the driver's threads, and with `abort` ends it: the event loop is alive."""
+    pause = pause_s(config)
+    try:
+        while True:
+            faulthandler.dump_traceback_later(config.hang_s + pause, file=file, exit=config.on_hang == "abort")
+            await asyncio.sleep(pause)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def pause_s(config: RecoverySection) -> float:
+    """Between two looks, seconds."""
+    return min(config.hang_s / LOOKS, LONGEST_PAUSE_S)
+
+
 class _Watchdog:
     def __init__(self, config: RecoverySection, path: Path, file: IO[str], say: Callable[[str], None]) -> None:
         self._config, self._path, self._file, self._say = config, path, file, say
         self._reported: list[Wait] = []
 
     async def watch(self) -> None:
-        """Look again and again. The driver's own hang, when this does not come to its turn, is left to a timer that needs no turn."""
-        pause = min(self._config.hang_s / LOOKS, LONGEST_PAUSE_S)
-        aborts = self._config.on_hang == "abort"
+        """Look again and again."""
         while True:
-            faulthandler.dump_traceback_later(self._config.hang_s + pause, file=self._file, exit=aborts)
-            await asyncio.sleep(pause)
+            await asyncio.sleep(pause_s(self._config))
             late = overdue(self._config.hang_s)
             news = [wait for wait in late if wait not in self._reported]
             if news:
@@ -86,9 +99,9 @@ class _Watchdog:
                 self._abort(wait, by_id.get(wait.actor_id or ""))
 
     def _abort(self, wait: Wait, actor: Whereabouts | None) -> None:
-        if wait.actor_id is not None and wait in overdue(self._config.hang_s):
-            self._say(f"hang: killing {actor.name if actor else wait.what} (recovery.on_hang=abort)")
-            kill(wait.actor_id)
+        if actor is not None and wait in overdue(self._config.hang_s):
+            self._say(f"hang: killing {actor.name} (recovery.on_hang=abort)")
+            kill(actor.actor_id)
 
     def _write_driver(self, sentences: Sequence[str]) -> None:
         write = self._file.write

@@ -19,7 +19,7 @@ import ray
 
 from next_ray.actors.cluster import actor_environment, result
 from next_ray.actors.observed import NAME_VARIABLE, RunActor, run_actors
-from next_ray.actors.waits import waits
+from next_ray.actors.waits import called, waits
 from next_ray.actors.watchdog import FILE, task_stack, watchdog
 from next_ray.config import RecoverySection
 from next_ray.errors import NextRayError
@@ -128,7 +128,7 @@ def test_abort_ends_who_does_not_answer(tmp_path: Path, fault: str) -> None:
             assert time.monotonic() < deadline, "the process lives on"
             time.sleep(0.1)
     text = (tmp_path / FILE).read_text()
-    assert ("search_without_end" in text) == (fault == "a call in C")
+    assert (" in search_without_end" in text) == (fault == "a call in C")
     assert ("no answer to SIGUSR2" in text) == (fault == "stopped")
 
 
@@ -186,3 +186,11 @@ def test_a_tasks_stack_is_its_whole_chain_of_calls() -> None:
     lines = asyncio.run(look()).splitlines()
     assert lines[0] == "an example:"
     assert [line.rpartition(" ")[2].rpartition(".")[2] for line in lines[1:4]] == ["outer", "inner", "sleep"]
+
+
+def test_the_call_is_read_from_rays_note() -> None:
+    lines = Path(__file__).read_text().splitlines()
+    number = next(i for i, line in enumerate(lines, start=1) if "slow.oversleep.remote(9)" in line)
+    assert called(f"(actor call) | {__file__}:run:{number} | /elsewhere.py:main:3") == f" oversleep (test_watchdog.py:{number})"
+    assert called("(actor call) | /gone.py:run:7") == " (gone.py:7)"
+    assert called("") == "" and called("disabled") == ""
