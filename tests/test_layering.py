@@ -20,6 +20,7 @@ PACKAGE = "next_ray"
 NOUNS = {"", "config", "errors", "ports", "types"}
 PURE = {
     "adapter",
+    "aftermath",
     "clock",
     "data.boxed",
     "data.formats",
@@ -80,7 +81,7 @@ HOMES = {
     "matplotlib": {"inspect.plots"},
     "numpy": None,
     "peft": {"commands.verify", "integrations", "learn"},
-    "psutil": {"actors", "reward"},
+    "psutil": {"actors", "reward", "rollout"},
     "pyarrow": {"data", "store"},
     "pydantic": {"config", "settings", "store"},
     "pydantic_core": {"settings"},

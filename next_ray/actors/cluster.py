@@ -8,21 +8,25 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import psutil
 import ray
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from next_ray.actors.waits import waiting
+from next_ray.aftermath import Aftermath
 from next_ray.config import ClusterSection
 from next_ray.errors import NextRayError, PlacementError
 from next_ray.rollout.spec import OPENMP_WAITING
 
 Device = Literal["cpu", "gpu"]
 
+END_AGENTS = 'sleep 1; for pid in "$@"; do grep -qi agent "/proc/$pid/cmdline" && kill -9 "$pid"; done'
+"""Ends those of the processes that are still what they were."""
 EMBEDDED_STARTS = 3
 """How often an embedded Ray is started before the run gives up."""
 
@@ -57,12 +61,29 @@ def open_cluster(config: ClusterSection, namespace: str, embedded_cpus: int) -> 
             f"Could not open {where}: {error}. Check that it runs, and that RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH are those "
             "of that cluster."
         ) from error
-    try:
+    with ExitStack() as stack:
+        if not address:
+            stack.callback(agents_end_with_driver().close)
+        stack.callback(ray.shutdown)
         resources = ray.cluster_resources()
         device = config.device if config.device != "auto" else ("gpu" if resources.get("GPU", 0) >= 1 else "cpu")
         yield OpenCluster(device, resources, context.dashboard_url or None, embedded=not address)
-    finally:
-        ray.shutdown()
+
+
+def agents_end_with_driver() -> Aftermath:
+    """End an embedded Ray's agents when this process is killed: they alone would stay, for the minute in which they report the loss.
+
+    All else ends by itself: the kernel ends Ray's other processes with this one, and they their workers.
+    """
+    agents = [process.pid for process in psutil.Process().children(recursive=True) if _is_agent(process)]
+    return Aftermath(END_AGENTS, *map(str, agents))
+
+
+def _is_agent(process: psutil.Process) -> bool:
+    try:
+        return "agent" in " ".join(process.cmdline()).lower()
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _start_embedded(**options: Any) -> Any:

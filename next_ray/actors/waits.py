@@ -69,5 +69,5 @@ def called(call_site: str) -> str:
     if not places:
         return ""
     file, _, line = places[0]
-    method = CALL.search(linecache.getline(file, int(line)) if line.isdecimal() else "")
-    return f"{' ' + method[1] if method else ''} ({Path(file).name}:{line})"
+    methods = set(CALL.findall(linecache.getline(file, int(line)) if line.isdecimal() else ""))
+    return f"{' ' + methods.pop() if len(methods) == 1 else ''} ({Path(file).name}:{line})"
