@@ -47,3 +47,14 @@ def _runs(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def segments_of(processes: Sequence[psutil.Process]) -> set[Path]:
+    """Shared memory that has a name and that one of them has mapped."""
+    found: set[Path] = set()
+    for process in processes:
+        try:
+            found |= {Path(one.path) for one in process.memory_maps() if one.path.startswith("/dev/shm/")}
+        except (psutil.NoSuchProcess, FileNotFoundError):
+            continue
+    return {path for path in found if path.exists()}

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from next_ray.rollout.scratch import PREFIX, default_root
-from tests.processes import are_gone_within, family, is_removed_within, lines
+from tests.processes import are_gone_within, family, is_removed_within, lines, segments_of
 from tests.test_end_to_end import SMALL, TIME_LIMIT_S, environment, manifests
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
@@ -40,10 +40,11 @@ def test_a_killed_driver_leaves_nothing_and_comes_back(tmp_path: Path) -> None:
         for part in ("raylet", "gcs_server", "next_ray.reward.worker", "VLLM"):
             assert part in names, names
         scratch = set(default_root().glob(f"{PREFIX}*")) - scratch_before
-        assert scratch
+        assert scratch and segments_of(started)
+        scratch |= segments_of(started)
         driver.send_signal(signal.SIGKILL)
         are_gone_within(GONE_S, started)
-        assert all(is_removed_within(GONE_S, folder) for folder in scratch)
+        assert all(is_removed_within(GONE_S, path) for path in scratch)
         assert supervisor.wait(TIME_LIMIT_S) == 0, said.read_text()
     finally:
         if supervisor.poll() is None:

@@ -20,7 +20,7 @@ from next_ray.actors.observed import NAME_VARIABLE, read_stacks, run_actors
 from next_ray.actors.shipping import ModelPlace
 from next_ray.actors.verifiers import VerifierRemote
 from next_ray.config import ModelSection, RewardSection
-from tests.processes import are_gone_within, family, is_removed_within, lines
+from tests.processes import are_gone_within, family, is_removed_within, lines, segments_of
 from tests.rollout.test_engine import make_spec
 from tests.rollout.tiny_model import save_tiny_model
 
@@ -65,6 +65,8 @@ def test_an_engines_worker_processes_end_with_it_though_one_is_stuck(tmp_path: P
     workers = [process for process in started if "VLLM" in commands([process]).upper()]
     assert len(workers) == 2, commands(started)
     (folder,) = scratch.iterdir()
+    segments = segments_of([psutil.Process(pid), *started])
+    assert segments, "vLLM's processes share memory"
 
     texts = asyncio.run(read_stacks(run_actors()))
     assert sum(text.count("worker_busy_loop") for text in texts.values()) >= 2, "vLLM's own processes show their stacks too"
@@ -72,7 +74,7 @@ def test_an_engines_worker_processes_end_with_it_though_one_is_stuck(tmp_path: P
     workers[0].send_signal(signal.SIGSTOP)  # as one that waits for its peer for ever: it will not look at any pipe
     os.kill(pid, signal.SIGKILL)
     are_gone_within(5, started)
-    assert is_removed_within(5, folder)
+    assert all(is_removed_within(5, path) for path in [folder, *segments])
 
 
 def test_a_verifiers_processes_end_with_it() -> None:
