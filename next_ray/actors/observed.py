@@ -10,13 +10,17 @@ from typing import Any, Self
 
 import psutil
 import ray
+from ray._private import state
 from ray.core.generated import gcs_pb2
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from next_ray import stacks
 
 NAME_VARIABLE = "NEXT_RAY_ACTOR"
 """Environment variable of an actor's process: what messages call it, `rollout engine 0`."""
+TABLE: Any = gcs_pb2.ActorTableData  # pyright: ignore[reportAttributeAccessIssue] made at run time
+"""A row of the head node's table of actors. Ray's public list of them asks the dashboard, which may be off."""
 READ_S = 60.0
 """How long a node may take to read the stacks of its actors; a busy one has to start a process for it first."""
 
@@ -53,16 +57,16 @@ class Whereabouts:
 def run_actors() -> list[Whereabouts]:
     """This driver's actors that are not dead, in the order of their names. Asks the head node; blocks for that long."""
     job = ray.get_runtime_context().get_job_id()
-    state: Any = ray._private.state.state  # pyright: ignore[reportAttributeAccessIssue] the public list asks the dashboard, which may be off
-    rows = state._connect_and_get_accessor().get_actor_table(ray.JobID.from_hex(job), None)
-    found = [_whereabouts(gcs_pb2.ActorTableData.FromString(row)) for row in rows]
+    rows = state.state._connect_and_get_accessor().get_actor_table(ray.JobID.from_hex(job), None)
+    found = [_whereabouts(TABLE.FromString(row)) for row in rows]
     return sorted((one for one in found if one.state != "DEAD"), key=lambda one: (one.name, one.actor_id))
 
 
 def _whereabouts(row: Any) -> Whereabouts:
-    state = gcs_pb2.ActorTableData.ActorState.Name(row.state)
     name = row.repr_name or row.class_name
-    return Whereabouts(row.actor_id.hex(), name, state, row.pid, row.address.node_id.hex(), row.address.ip_address)
+    return Whereabouts(
+        row.actor_id.hex(), name, TABLE.ActorState.Name(row.state), row.pid, row.address.node_id.hex(), row.address.ip_address
+    )
 
 
 async def read_stacks(actors: Sequence[Whereabouts]) -> dict[str, str]:
@@ -78,7 +82,7 @@ async def _read_on(node: str, pids: Sequence[int]) -> Mapping[int, str]:
     reading = asyncio.wrap_future(_stacks_of.options(scheduling_strategy=where).remote(pids).future())
     try:
         return await asyncio.wait_for(reading, READ_S)
-    except (TimeoutError, ray.exceptions.RayError) as error:
+    except (TimeoutError, RayError) as error:
         lines = str(error).strip().splitlines()
         return dict.fromkeys(pids, f"(its node did not read them: {lines[0] if lines else f'no answer in {READ_S:g} s'})")
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import ray
+from ray._private.worker import global_worker
+from ray.exceptions import RayError
 
 from next_ray.actors.observed import Whereabouts, read_stacks, run_actors
 from next_ray.actors.waits import Wait, overdue
@@ -124,7 +126,7 @@ async def _listed() -> list[Whereabouts]:
     """The run's actors; none when the cluster does not say."""
     try:
         return await asyncio.wait_for(asyncio.to_thread(run_actors), STATE_S)
-    except (TimeoutError, ray.exceptions.RayError):
+    except (TimeoutError, RayError):
         return []
 
 
@@ -137,7 +139,7 @@ def _sentence(wait: Wait, actor: Whereabouts | None) -> str:
 
 def kill(actor_id: str) -> None:
     """End an actor of this driver at once, as `ray.kill` does, whose handle is not at hand; one that is dead is no error."""
-    worker: Any = ray._private.worker.global_worker  # pyright: ignore[reportAttributeAccessIssue]
+    worker: Any = global_worker
     worker.core_worker.kill_actor(ray.ActorID.from_hex(actor_id), True)
 
 

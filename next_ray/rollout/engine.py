@@ -19,7 +19,7 @@ from next_ray.aftermath import Aftermath
 from next_ray.data.template import PromptEncoder
 from next_ray.errors import ConfigError, DataError, ModelError, StaleCompletionError
 from next_ray.rollout.reloading import incoming
-from next_ray.rollout.scratch import ScratchFolder, remove_segments_after_us
+from next_ray.rollout.scratch import ScratchFolder, remove_segments_after_us, shared_segments
 from next_ray.rollout.slots import AdapterSlots
 from next_ray.rollout.spec import EngineSpec, engine_arguments, round_up_rank, set_environment
 from next_ray.rollout.stepping import Batch, InFlight
@@ -64,12 +64,13 @@ class VllmEngine:
         self._segments: Aftermath | None = None
         set_environment(spec)
         self._scratch = ScratchFolder(spec.adapter_dir)
+        others = shared_segments()
         try:
             self._start()
         except BaseException:
             self.close()
             raise
-        self._segments = remove_segments_after_us()
+        self._segments = remove_segments_after_us(but=others)
         self._startup_s = time.monotonic() - started
 
     def __enter__(self) -> VllmEngine:

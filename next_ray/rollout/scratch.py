@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 import psutil
@@ -39,9 +40,9 @@ def shared_segments() -> list[str]:
     return sorted(path for path in found if Path(path).name.startswith(SEGMENTS))
 
 
-def remove_segments_after_us() -> Aftermath | None:
-    """Have the present segments removed once this process is gone; None when there are none."""
-    segments = shared_segments()
+def remove_segments_after_us(but: Collection[str] = ()) -> Aftermath | None:
+    """Have the present segments, without those named, removed once this process is gone; None when there are none."""
+    segments = [path for path in shared_segments() if path not in but]
     return Aftermath('rm -f -- "$@"', *segments) if segments else None
 
 
