@@ -58,3 +58,14 @@ def segments_of(processes: Sequence[psutil.Process]) -> set[Path]:
         except (psutil.NoSuchProcess, FileNotFoundError):
             continue
     return {path for path in found if path.exists()}
+
+
+def open_files(processes: Sequence[psutil.Process]) -> set[Path]:
+    """What one of them has open."""
+    found: set[Path] = set()
+    for process in processes:
+        try:
+            found |= {Path(one.path) for one in process.open_files()}
+        except psutil.NoSuchProcess:
+            continue
+    return found
