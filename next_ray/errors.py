@@ -41,8 +41,23 @@ class ActorLostError(NextRayError):
     """An actor died or its node went away; what it held is lost, what it was asked for was perhaps not done."""
 
 
+class ObjectGoneError(ActorLostError):
+    """What an actor had made was lost with its node; whoever was to use it is unharmed."""
+
+
 class LearnerLostError(ActorLostError):
     """A rank of the learner gang died, and with it the gang: training goes on from the last committed checkpoint."""
+
+
+class StoppedError(NextRayError):
+    """The run was asked to end and did, with everything committed that it had done.
+
+    `exit_code` is what the command ends with; `goes_on` says that only the learners are to move, and the run itself continues.
+    """
+
+    def __init__(self, message: str, exit_code: int = 130, goes_on: bool = False) -> None:
+        super().__init__(message)
+        self.exit_code, self.goes_on = exit_code, goes_on
 
 
 class ProbeError(NextRayError):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from next_ray.clock import Clock
 from next_ray.config import Config
 from next_ray.data.stream import Cursor, PromptStream
+from next_ray.errors import ObjectGoneError
 from next_ray.learn.resampling import num_equal, pick_groups
 from next_ray.ports import Stages
 from next_ray.progress import Progress
@@ -20,7 +21,7 @@ from next_ray.types import Prompt, Scores, Shard
 
 @dataclass(frozen=True)
 class Batch:
-    """Scored completions of one RL step, of the prompts at the positions `places` of the data stream.
+    """Scored completions of one RL step, of the prompts at the positions `places` of the data stream, whose ids are `prompt_ids`.
 
     `drawn` are the rewards of all groups that were sampled for it, those that dynamic sampling replaced included; `accuracy` is the share
     of correct completions among them.
@@ -29,6 +30,7 @@ class Batch:
     shards: Sequence[Shard]
     scores: Scores
     places: Sequence[int]
+    prompt_ids: Sequence[str]
     drawn: Sequence[Sequence[float]]
     accuracy: float
 
@@ -119,27 +121,34 @@ class Feed:
         return prompts, [place for place in range(start, self.stream.position) if place not in left_out]
 
     async def _sample(self, prompts: Sequence[Prompt], places: list[int], step: int) -> Batch:
+        wanted = len(prompts)
         rounds = [await self._scored(prompts, step, "train")]
         for i in range(self.config.algorithm.dynamic_sampling):
-            missing = len(prompts) - sum(len(found.rewards) - num_equal(found.rewards) for _, found in rounds)
+            missing = wanted - sum(len(found.rewards) - num_equal(found.rewards) for _, found in rounds)
             if missing <= 0:
                 break
             again, drawn = self._draw(missing)
-            places = [*places, *drawn]
+            prompts, places = [*prompts, *again], [*places, *drawn]
             rounds.append(await self._scored(again, step, f"train-again-{i}"))
-        shards, scores = rounds[0] if len(rounds) == 1 else pick_groups(rounds, len(prompts))
+        shards, scores = rounds[0] if len(rounds) == 1 else pick_groups(rounds, wanted)
         rewards = [group for _, found in rounds for group in found.rewards]
         correct = [value for _, found in rounds for group in found.accuracy for value in group]
-        return Batch(shards, scores, places, rewards, sum(correct) / len(correct))
+        return Batch(shards, scores, places, [prompt.id for prompt in prompts], rewards, sum(correct) / len(correct))
 
     async def _scored(self, prompts: Sequence[Prompt], step: int, purpose: str) -> tuple[list[Shard], Scores]:
         """Sampled under the adapter in force now: the one that a batch was begun with may have left the engines."""
         rollout = self.config.rollout
         requests = self.serving.requests(prompts, self.progress.version, rollout.samples_per_prompt, purpose, step)
-        with self._working("rollout"):
-            shards = await self.stages.rollout.generate(requests, self.serving.sampling(rollout.temperature))
-        with self._working("reward"):
-            return shards, await self.stages.rewards.score(shards, self.config.report.samples)
+        for is_last in (False, True):
+            with self._working("rollout"):
+                shards = await self.stages.rollout.generate(requests, self.serving.sampling(rollout.temperature))
+            try:
+                with self._working("reward"):
+                    return shards, await self.stages.rewards.score(shards, self.config.report.samples)
+            except ObjectGoneError:  # with the node of the engine that sampled it: once more
+                if is_last:
+                    raise
+        raise AssertionError("unreachable")
 
     def _waiting(self) -> AbstractContextManager[None]:
         """What is on the critical path when batches are sampled ahead: the wait for one."""

@@ -15,6 +15,7 @@ from next_ray.extrapolate.screening import plan_rounds, survivors
 from next_ray.ports import Stages
 from next_ray.progress import Progress, Schedule, derive_seed
 from next_ray.serving import Serving
+from next_ray.stopping import Stop
 from next_ray.types import Candidate, CheckpointKind, GateDecision, JumpRecord, NewCheckpoint, Prompt, ScreenedRow
 
 BASELINE = ""
@@ -32,17 +33,19 @@ class Extrapolation:
     progress: Progress
     serving: Serving
     clock: Clock
+    stop: Stop
 
     async def attempt(self) -> JumpRecord:
         """Try to jump from the last checkpoint, which must be committed; a refusal leaves everything as it was."""
         progress, stages = self.progress, self.stages
         index = self.schedule.index(progress.step, progress.segment_start)
         assert index is not None
-        with self.clock.phase("candidates"):
-            proposal = await stages.trajectory.propose(index)
+        async with self.stop.heeded():
+            with self.clock.phase("candidates"):
+                proposal = await stages.trajectory.propose(index)
+            with self.clock.phase("gate"):
+                decision = await self._judge(proposal.candidates)
         progress.tried = progress.step
-        with self.clock.phase("gate"):
-            decision = await self._judge(proposal.candidates)
         chosen = next((c for c in proposal.candidates if c.name == decision.accepted), None)
         stats = dict(proposal.stats)
         if chosen is None:

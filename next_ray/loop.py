@@ -12,7 +12,7 @@ from next_ray.clock import Clock
 from next_ray.config import Config
 from next_ray.data.splits import Splits
 from next_ray.data.stream import Cursor, PromptStream
-from next_ray.errors import TrainingError
+from next_ray.errors import StoppedError, TrainingError
 from next_ray.evaluate.metrics import evaluation
 from next_ray.feed import Feed
 from next_ray.jump import Extrapolation
@@ -22,7 +22,10 @@ from next_ray.learn.resampling import num_equal
 from next_ray.ports import Reporter, Stages
 from next_ray.progress import Progress, Schedule
 from next_ray.serving import Serving
+from next_ray.stopping import Stop
 from next_ray.types import Adapter, CheckpointKind, EvaluationResult, LearnerState, NewCheckpoint, Ref, Scores, Shard, StepRecord
+
+Rows = Sequence[Mapping[str, Any]]
 
 
 class TrainingLoop:
@@ -39,33 +42,37 @@ class TrainingLoop:
         report: Reporter,
         progress: Progress | None = None,
         current: Ref[Adapter] | None = None,
+        stop: Stop | None = None,
     ) -> None:
         self.config, self.splits, self.stages, self.report = config, splits, stages, report
-        self.progress = progress or Progress()
+        self.progress, self.stop = progress or Progress(), stop or Stop()
         self.schedule = Schedule(config.extrapolation, config.run.steps)
         self.clock = Clock(report)
         self.serving = Serving(config, stages, self.progress, current)
-        self.extrapolation = Extrapolation(config, stages, splits.gate, self.schedule, self.progress, self.serving, self.clock)
+        self.extrapolation = Extrapolation(config, stages, splits.gate, self.schedule, self.progress, self.serving, self.clock, self.stop)
         stream = PromptStream(splits.train, config.run.seed, splits.mixture)
         stream.restore(Cursor(**self.progress.cursor))
         self.feed = Feed(config, stages, stream, self.serving, self.progress, self.clock)
+        self._trained: list[dict[str, Any]] = []
         self._commit: asyncio.Task[None] | None = None
-        self._tabled = self.progress.step
+        self._kept = self._tabled = self.progress.step
 
     async def run(self) -> None:
-        """Train to the last planned step; raises `TrainingError` when that made no update at all."""
+        """Train to the last planned step; raises `TrainingError` when that made no update at all.
+
+        When an end is asked for, the step is finished or abandoned and what is done is committed before `StoppedError` comes out.
+        """
         try:
             await self.serving.serve()
-            if self.schedule.attempt_due(self.progress):  # the last driver died between a checkpoint and its jump
-                await self.attempt()
+            await self.after_step()  # the last driver may have ended between a step and what follows it
             while self.progress.step < self.config.run.steps:
                 await self.step()
-                if self._evaluation_due():
-                    await self.evaluate({f"step {self.progress.step}": self.serving.current})
-                if self.schedule.checkpoint_due(self.progress.step, self.progress.segment_start):
-                    await self.checkpoint()
-                if self.schedule.attempt_due(self.progress):
-                    await self.attempt()
+                await self.after_step()
+        except StoppedError:
+            await self.feed.discard()
+            if self.progress.step > self._kept:
+                await self.checkpoint()
+            raise
         finally:
             await self.feed.discard()
             await self._committed()
@@ -75,11 +82,23 @@ class TrainingLoop:
                 "Take easier or harder problems (data.train), more samples (rollout.samples_per_prompt) or look at the verifier."
             )
 
+    async def after_step(self) -> None:
+        """What is due after the present step and was not done yet: an evaluation, a checkpoint, an attempt to jump."""
+        progress = self.progress
+        if self._evaluation_due():
+            await self.evaluate({f"step {progress.step}": self.serving.current})
+            progress.evaluated = progress.step
+        if progress.step > self._kept and self.schedule.checkpoint_due(progress.step, progress.segment_start):
+            await self.checkpoint()
+        if self.schedule.attempt_due(progress):
+            await self.attempt()
+
     async def step(self) -> None:
         """One RL step: prompts, rollout, reward, advantage, update, hand-over to the engines."""
         config, stages, progress, clock = self.config, self.stages, self.progress, self.clock
         started = time.perf_counter()
-        batch = await self.feed.next()
+        async with self.stop.heeded():
+            batch = await self.feed.next()
         with clock.phase("plan"):
             plan = plan_update(
                 batch.shards,
@@ -96,6 +115,9 @@ class TrainingLoop:
         progress.step, progress.version, self.serving.current = progress.step + 1, progress.version + 1, result.adapter
         progress.updates += int(result.metrics.get("optimizer_steps", 0))
         progress.cursor = asdict(self.feed.trained(batch))
+        self._trained += [
+            {"step": progress.step, "place": place, "prompt_id": name} for place, name in zip(batch.places, batch.prompt_ids, strict=True)
+        ]
         if self.schedule.observed(progress):
             progress.note(batch.accuracy)
         with clock.phase("load"):
@@ -109,14 +131,17 @@ class TrainingLoop:
         await self._committed()
         with self.clock.phase("checkpoint"):
             state = await self.stages.learner.snapshot()
-        at, rows = replace(self.progress), self.report.take_rows()
-        self._commit = asyncio.create_task(self._store_and_observe(state, self.serving.adapter, at, rows))
+        self._kept = self.progress.step
+        at, tables = replace(self.progress), {"metrics": self.report.take_rows(), "prompts": self._trained}
+        self._trained = []
+        self._commit = asyncio.create_task(self._store_and_observe(state, self.serving.adapter, at, tables))
 
-    async def _store_and_observe(self, state: Ref[LearnerState], adapter: Ref[Adapter], at: Progress, rows: list[dict[str, Any]]) -> None:
+    async def _store_and_observe(self, state: Ref[LearnerState], adapter: Ref[Adapter], at: Progress, tables: Mapping[str, Rows]) -> None:
         progress, archive = self.progress, self.stages.archive
         index = self.schedule.index(at.step, at.segment_start)
         observed = index is not None and self.schedule.observed(at)
-        await archive.table("metrics", self._tabled + 1, at.step, rows)
+        for name, rows in tables.items():
+            await archive.table(name, self._tabled + 1, at.step, rows)
         self._tabled = at.step
         parents = (at.last_checkpoint,) if at.last_checkpoint else ()
         new = NewCheckpoint(at.step, CheckpointKind.TRAINED, state, parents, at.to_json(), tuple(at.kept()))
@@ -125,7 +150,7 @@ class TrainingLoop:
         if observed and index is not None:
             progress.trajectory = [*progress.trajectory, checkpoint_id]
             point = state if self.serving.is_full else adapter
-            self.stages.trajectory.observe(index, at.step, point, self.schedule.accuracy(at, index))
+            self.stages.trajectory.observe(index, at.step, point, self.schedule.accuracy(at, index), checkpoint_id)
 
     async def _committed(self) -> None:
         """Wait for the checkpoint under way; its failure is the run's failure."""
@@ -146,7 +171,8 @@ class TrainingLoop:
         """Evaluate models (None: the base) side by side on the test prompts, then serve the adapter in force again."""
         samples, temperature = self.config.evaluation.samples, self.config.evaluation.temperature
         with self.clock.phase("evaluate"):
-            matrices = await self.serving.compare(models, self.splits.test, samples, temperature, samples)
+            async with self.stop.heeded():
+                matrices = await self.serving.compare(models, self.splits.test, samples, temperature, samples)
             await self.serving.serve()
         results = []
         for label, matrix in matrices.items():
@@ -165,7 +191,7 @@ class TrainingLoop:
             step = self.progress.segment_start + index * self.config.extrapolation.interval_steps
             is_there = checkpoint_id == latest and not self.serving.is_full  # engines take full weights rounded
             adapter = self.serving.adapter if is_there else await self.stages.archive.adapter(checkpoint_id)
-            self.stages.trajectory.observe(index, step, adapter, self.schedule.accuracy(self.progress, index))
+            self.stages.trajectory.observe(index, step, adapter, self.schedule.accuracy(self.progress, index), checkpoint_id)
 
     async def finish(self) -> list[EvaluationResult]:
         """Evaluate base, both ends of the first jump (when there was one) and the final model side by side."""
@@ -178,8 +204,8 @@ class TrainingLoop:
         return await self.evaluate(models)
 
     def _evaluation_due(self) -> bool:
-        every = self.config.evaluation.every_steps
-        return every is not None and self.progress.step % every == 0 and self.progress.step < self.config.run.steps
+        every, step = self.config.evaluation.every_steps, self.progress.step
+        return every is not None and step % every == 0 and self.progress.evaluated < step < self.config.run.steps
 
 
 def _step_record(

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from next_ray.types import (
     Adapter,
     EvaluationResult,
+    Fault,
     JumpRecord,
     LearnerState,
     NewCheckpoint,
@@ -93,10 +94,11 @@ class Archive(Protocol):
 class Trajectory(Protocol):
     """Delta workers and predictor."""
 
-    def observe(self, index: int, step: int, policy: Ref[Any], accuracy: float | None) -> None:
+    def observe(self, index: int, step: int, policy: Ref[Any], accuracy: float | None, checkpoint_id: str) -> None:
         """Hand over checkpoint `index` (1-based), with its accuracy where known; deltas and fit go on in the background.
 
-        `policy` is its adapter, or its learner state where all weights are trained.
+        `policy` is its adapter, or its learner state where all weights are trained. It is committed as `checkpoint_id`, from where it
+        is read again when an actor dies.
         """
         ...
 
@@ -130,6 +132,10 @@ class Reporter(Protocol):
 
     def jump(self, record: JumpRecord) -> None:
         """A jump was tried."""
+        ...
+
+    def fault(self, fault: Fault) -> None:
+        """A fault was met, or recovered from."""
         ...
 
     def take_rows(self) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from next_ray.config import ExtrapolationSection
+from next_ray.config import Config, ExtrapolationSection
 from next_ray.types import CheckpointKind, Manifest
 
 
@@ -18,7 +18,7 @@ class Progress:
     `version` is the adapter version in force (it grows by one with each update and each jump); `segment_start` the step at
     which the present trajectory began (0, or that of the last jump); `tried` the last step at which a jump was tried;
     `trajectory` the ids of the present trajectory's checkpoints, in order; `correct` the share of correct training completions of each
-    step since `segment_start`, as long as checkpoints are observed.
+    step since `segment_start`, as long as checkpoints are observed; `evaluated` the last step after which models were evaluated.
     """
 
     step: int = 0
@@ -31,6 +31,7 @@ class Progress:
     trajectory: list[str] = field(default_factory=list)
     jumps: list[dict[str, Any]] = field(default_factory=list)
     correct: list[float] = field(default_factory=list)
+    evaluated: int = 0
 
     def kept(self) -> list[str]:
         """Checkpoints that retention must spare: the trajectory's, and both ends of every jump."""
@@ -55,6 +56,11 @@ def resumed(manifest: Manifest, schedule: Schedule) -> Progress:
     elif schedule.index(progress.step, progress.segment_start) is not None and schedule.observed(progress):
         progress.trajectory = [*progress.trajectory, manifest.id]
     return progress
+
+
+def progress_at(latest: Manifest | None, config: Config) -> Progress:
+    """Where a run stands at a checkpoint; a new run's beginning at None."""
+    return resumed(latest, Schedule(config.extrapolation, config.run.steps)) if latest else Progress()
 
 
 @dataclass(frozen=True)

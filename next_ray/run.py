@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import os
 import secrets
+import shlex
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -23,7 +24,7 @@ from next_ray.model_facts import facts_of
 from next_ray.models.folder import cache_root
 from next_ray.models.resolve import PreparedModel, prepare_model
 from next_ray.precision import resolve_dtypes
-from next_ray.progress import Progress, Schedule, resumed
+from next_ray.progress import Progress, progress_at
 from next_ray.report.dry_run import dry_run
 from next_ray.report.report import Report, Reporters
 from next_ray.settings import load_config
@@ -108,11 +109,10 @@ async def execute(config: Config) -> None:
     from next_ray.actors.cluster import open_cluster
     from next_ray.actors.launch import Job, launch
     from next_ray.actors.metrics import MetricsReporter
-    from next_ray.actors.probing import probe
     from next_ray.actors.watchdog import watchdog
+    from next_ray.course import Course
     from next_ray.data.prepare import Read, chosen_reader, filter_by_length, load_splits, load_tokenizer, with_worked_problems
-    from next_ray.loop import TrainingLoop
-    from next_ray.ports import Stages
+    from next_ray.stopping import Stop, signals_ask
 
     output = Path(config.run.output_dir).expanduser() / config.run.name
     async with AsyncExitStack() as stack:
@@ -152,23 +152,24 @@ async def execute(config: Config) -> None:
         verifiers, read = read.verifiers, None  # the prompts that were too long are not kept
 
         report.resume(progress.step, store.read_table("metrics", progress.step) if latest else [], progress.jumps)
-        job = Job(config, cluster, model, store, latest.id if latest else None, lease.token, verifiers, report.say)
+        reporters = Reporters([report, MetricsReporter(config.run.name)])
+        job = Job(config, cluster, model, store, latest.id if latest else None, lease.token, verifiers, report.say, reporters.fault)
         report.phase("starting engines and learners")
         await stack.enter_async_context(watchdog(config.recovery, output, report.say))
         launched = await stack.enter_async_context(launch(job))
-        report.phase("probing")
-        report.probe(await probe(launched, splits.gate[:4], config))
-
-        stages = Stages(launched.rollout, launched.rewards, launched.learner, launched.archive, launched.trajectory)
-        reporters = Reporters([report, MetricsReporter(config.run.name)])
-        loop = TrainingLoop(config, splits, stages, reporters, progress, launched.initial if latest else None)
         if latest:
             report.say(f"resuming from step {progress.step} ({latest.id})")
-            await loop.rebuild_trajectory()
-        if progress.step < config.run.steps:  # else the last driver died before its final evaluation
-            await loop.run()
-        summary = report.finish(await loop.finish(), await launched.trajectory.background_s(), progress.jumps)
+        stop = Stop()
+        course = Course(config, splits, store, launched, report, reporters, stop, resume_command())
+        with signals_ask(stop, config.recovery.grace_s, resume_command(), report.say):
+            results, jumps = await course.run(latest)
+        summary = report.finish(results, await launched.trajectory.background_s(), jumps)
         await launched.archive.record(SUMMARY, summary)
+
+
+def resume_command() -> str:
+    """What to type to go on with this run."""
+    return shlex.join(["python", "-m", "next_ray.run", *sys.argv[1:]])
 
 
 async def _check_read(read: Read, config: Config, report: Report) -> None:
@@ -181,7 +182,7 @@ async def _check_read(read: Read, config: Config, report: Report) -> None:
 
 def _progress(config: Config, store: CheckpointStore, latest: Manifest | None) -> Progress:
     """Where the run goes on; raises `TrainingError` when it has ended."""
-    progress = resumed(latest, Schedule(config.extrapolation, config.run.steps)) if latest else Progress()
+    progress = progress_at(latest, config)
     if progress.step >= config.run.steps and store.get_json(SUMMARY) is not None:
         raise TrainingError(
             f"Run {config.run.name!r} already has all of its {config.run.steps} steps, so there was nothing to train. "

@@ -143,6 +143,7 @@ class FakeArchive:
 
     committed: list[tuple[Manifest, LearnerState]] = field(default_factory=list)
     tables: list[tuple[int, int, list[Any]]] = field(default_factory=list)
+    prompts: list[tuple[int, int, list[Any]]] = field(default_factory=list)
     records: dict[str, Any] = field(default_factory=dict)
     fail_at_step: int | None = None
 
@@ -161,7 +162,7 @@ class FakeArchive:
         self.records[name] = content
 
     async def table(self, name: str, start_step: int, end_step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        self.tables.append((start_step, end_step, list(rows)))
+        (self.tables if name == "metrics" else self.prompts).append((start_step, end_step, list(rows)))
 
 
 @dataclass
@@ -174,7 +175,7 @@ class FakeTrajectory:
     accuracies: list[float | None] = field(default_factory=list)
     restarts: int = 0
 
-    def observe(self, index: int, step: int, policy: Ref[Any], accuracy: float | None) -> None:
+    def observe(self, index: int, step: int, policy: Ref[Any], accuracy: float | None, checkpoint_id: str) -> None:
         self.accuracies.append(accuracy)
         self.seen.append((index, step, point_skill(policy.value)))
 
@@ -201,6 +202,7 @@ class FakeReport:
     steps: list[Any] = field(default_factory=list)
     evaluations: list[Any] = field(default_factory=list)
     jumps: list[Any] = field(default_factory=list)
+    faults: list[Any] = field(default_factory=list)
     _rows: list[dict[str, Any]] = field(default_factory=list)
 
     def phase(self, name: str) -> None:
@@ -215,6 +217,9 @@ class FakeReport:
 
     def jump(self, record: Any) -> None:
         self.jumps.append(record)
+
+    def fault(self, fault: Any) -> None:
+        self.faults.append(fault)
 
     def take_rows(self) -> list[dict[str, Any]]:
         rows, self._rows = self._rows, []

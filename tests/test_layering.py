@@ -67,9 +67,9 @@ PURE = {
     "yaml_core",
 }
 STAGES = {"checkpoints", "data", "inspect", "learn", "models", "report", "reward", "rollout", "store"}
-LOOP = {"feed", "jump", "loop", "serving"}
+LOOP = {"feed", "jump", "loop", "serving", "stopping"}
 ACTORS = {"actors"}
-ENTRY_POINTS = {"commands", "export", "integrations", "run", "warmstart"}
+ENTRY_POINTS = {"commands", "course", "export", "integrations", "run", "warmstart"}
 
 HOMES = {
     "aiohttp": {"store"},

@@ -16,6 +16,7 @@ from next_ray.errors import TrainingError
 from next_ray.loop import TrainingLoop
 from next_ray.ports import Stages
 from next_ray.progress import Progress, Schedule, resumed
+from next_ray.stopping import Stop
 from next_ray.types import CheckpointKind, LearnerState, Manifest, Ref
 from tests.fakes import FakeArchive, FakeLearner, FakeReport, FakeRewards, FakeRollout, FakeTrajectory, make_adapter, make_prompts, skill_of
 
@@ -41,6 +42,7 @@ class World:
     config: Config
     gains: dict[str, float] = field(default_factory=dict)
     archive: FakeArchive = field(default_factory=FakeArchive)
+    stop: Stop | None = None
 
     def loop(self, at: tuple[Manifest, LearnerState] | None = None) -> TrainingLoop:
         is_full = self.config.learner.mode == "full"
@@ -51,7 +53,7 @@ class World:
         stages = Stages(self.rollout, FakeRewards(), self.learner, self.archive, self.trajectory)
         splits = Splits(train=make_prompts(21), gate=make_prompts(64, "g"), test=make_prompts(64, "t"))
         current = Ref(at[1].adapter) if at else None
-        return TrainingLoop(self.config, splits, stages, self.report, progress, current)
+        return TrainingLoop(self.config, splits, stages, self.report, progress, current, self.stop)
 
 
 def run(loop: TrainingLoop) -> None:

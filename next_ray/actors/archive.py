@@ -9,8 +9,8 @@ from typing import Any
 import ray
 
 from next_ray.actors import parts
-from next_ray.actors.cluster import result
 from next_ray.actors.observed import RunActor
+from next_ray.actors.seats import Seat, asked
 from next_ray.store.checkpoints import CheckpointStore
 from next_ray.types import Adapter, LearnerState, LoraFactors, NewCheckpoint, Ref
 
@@ -52,34 +52,35 @@ class ArchiveActor(RunActor):
 
 @dataclass
 class RayArchive:
-    """The `Archive` port over the archive actor."""
+    """The `Archive` port over the archive actor, which is started anew when it dies: all that it does bears repetition."""
 
-    actor: Any
+    seat: Seat
 
     async def commit(self, new: NewCheckpoint) -> str:
         """Write a checkpoint. The state goes as an argument of its own, so that Ray hands the actor its content."""
-        return await result(self.actor.commit.remote(replace(new, state=Ref(None)), new.state.value), "the archive")
+        bare = replace(new, state=Ref(None))
+        _, checkpoint = await asked(self.seat, lambda actor: [actor.commit.remote(bare, new.state.value)])
+        return checkpoint
 
     async def adapter(self, checkpoint_id: str) -> Ref[Adapter]:
         """Read an adapter, or full weights, into the object store."""
-        ref, done = self.actor.adapter.options(num_returns=2).remote(checkpoint_id)
-        await result(done, "the archive")
+        (ref, _), _ = await asked(self.seat, lambda actor: actor.adapter.options(num_returns=2).remote(checkpoint_id))
         return Ref(ref)
 
     async def state(self, checkpoint_id: str) -> Ref[LearnerState]:
         """Read a learner state into the object store."""
-        ref, done = self.actor.state.options(num_returns=2).remote(checkpoint_id)
-        await result(done, "the archive")
+        (ref, _), _ = await asked(self.seat, lambda actor: actor.state.options(num_returns=2).remote(checkpoint_id))
         return Ref(ref)
 
     async def table(self, name: str, start_step: int, end_step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append a segment to a table."""
         if rows:
-            await result(self.actor.write_table.remote(name, start_step, end_step, [dict(r) for r in rows]), "the archive")
+            plain = [dict(row) for row in rows]
+            await asked(self.seat, lambda actor: [actor.write_table.remote(name, start_step, end_step, plain)])
 
     async def record(self, name: str, content: Mapping[str, Any]) -> None:
         """Keep a small JSON record."""
-        await result(self.actor.record.remote(name, content), "the archive")
+        await asked(self.seat, lambda actor: [actor.record.remote(name, content)])
 
 
 ArchiveRemote = ray.remote(ArchiveActor)

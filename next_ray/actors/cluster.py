@@ -14,13 +14,24 @@ from typing import Any, Literal
 
 import psutil
 import ray
-from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray._private.state import state as cluster_state
+from ray.exceptions import (
+    ActorPlacementGroupRemoved,
+    ActorUnschedulableError,
+    GetTimeoutError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from next_ray.actors.waits import waiting
 from next_ray.aftermath import Aftermath
 from next_ray.config import ClusterSection
-from next_ray.errors import NextRayError, PlacementError
+from next_ray.errors import ActorLostError, NextRayError, ObjectGoneError, PlacementError
 from next_ray.rollout.spec import OPENMP_WAITING
 
 Device = Literal["cpu", "gpu"]
@@ -120,6 +131,24 @@ async def place(
             say(f"waiting {waited:.0f} s for {what}: asked for {_bundles_sentence(bundles, labels)}; the cluster has {have}{labelled}")
 
 
+def is_intact(group: PlacementGroup) -> bool:
+    """Whether all bundles of a placement group lie on nodes that live and are not about to be taken away."""
+    usable = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - set(draining_nodes())
+    table: Mapping[str, Any] = placement_group_table(group)
+    return table.get("state") == "CREATED" and nodes_of(group) <= usable
+
+
+def nodes_of(group: PlacementGroup) -> set[str]:
+    """The nodes on which a placement group's bundles lie, as far as they are placed."""
+    table: Mapping[str, Any] = placement_group_table(group)
+    return set(table.get("bundles_to_node_id", {}).values())
+
+
+def draining_nodes() -> Mapping[str, int]:
+    """Nodes that the cluster is about to take away, and when, milliseconds since 1970 (0: unknown)."""
+    return cluster_state.get_draining_nodes()
+
+
 def _bundles_sentence(bundles: Sequence[Mapping[str, float]], labels: Mapping[str, str]) -> str:
     one = ", ".join(f"{amount:g} {name}" for name, amount in bundles[0].items())
     wanted = " with labels " + ", ".join(f"{k}={v}" for k, v in labels.items()) if labels else ""
@@ -138,8 +167,21 @@ def labels_sentence(nodes: Sequence[Mapping[str, Any]], wanted: Mapping[str, str
     return "; its nodes have " + "; ".join(f"{text} ({count})" for text, count in sorted(found.items()))
 
 
+LOSSES = (
+    RayActorError,
+    ActorPlacementGroupRemoved,
+    ActorUnschedulableError,
+    OutOfMemoryError,
+    GetTimeoutError,
+    NodeDiedError,
+    WorkerCrashedError,
+    ObjectLostError,
+)
+"""What Ray raises when an actor, its node or an object that it held is gone."""
+
+
 async def result(ref: Any, what: str) -> Any:
-    """Await an actor call; a user error inside comes out as itself, a dead actor as a `NextRayError` that says what to do."""
+    """Await an actor call; a user error inside comes out as itself, a dead actor or a lost object as an `ActorLostError`."""
     try:
         with waiting(ref, what):
             return await ref
@@ -147,12 +189,18 @@ async def result(ref: Any, what: str) -> Any:
         cause = error.cause
         if isinstance(cause, NextRayError):
             raise cause from None
+        if isinstance(cause, LOSSES):
+            raise _lost(cause, what) from error
         raise
-    except (RayActorError, OutOfMemoryError, GetTimeoutError) as error:
-        raise NextRayError(
-            f"The actor for {what} died: {str(error).strip().splitlines()[0]}. Run the same command again to go on from the "
-            "last checkpoint."
-        ) from error
+    except LOSSES as error:
+        raise _lost(error, what) from error
+
+
+def _lost(error: BaseException, what: str) -> ActorLostError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    if isinstance(error, ObjectLostError):
+        return ObjectGoneError(f"What {what} was to use is lost: {reason}.")
+    return ActorLostError(f"The actor for {what} died: {reason}.")
 
 
 def actor_environment(device: str, threads: int, extra: Mapping[str, str] | None = None) -> dict[str, Any]:

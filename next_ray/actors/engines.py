@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -11,14 +12,20 @@ from typing import Any
 from uuid import uuid4
 
 import ray
+from ray.exceptions import RayTaskError
 
 from next_ray.actors import parts
 from next_ray.actors.cluster import result
 from next_ray.actors.observed import RunActor
+from next_ray.actors.seats import Seat
 from next_ray.actors.shipping import ModelPlace, localize
+from next_ray.errors import ActorLostError
 from next_ray.rollout.engine import EngineSpec, VllmEngine
 from next_ray.rollout.worker import Answer, EngineThread
-from next_ray.types import Adapter, FinishReason, Group, GroupSize, Ref, RolloutRequest, Sampling, Shard
+from next_ray.types import BASE_VERSION, Adapter, FinishReason, Group, GroupSize, Ref, RolloutRequest, Sampling, Shard
+
+REMEMBERED = 256
+"""Batches that were dropped before they had come, of which an engine keeps the names."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class EngineActor(RunActor):
     def __init__(self, spec: EngineSpec, place: ModelPlace, files: dict[str, bytes] | None) -> None:
         self._engine = EngineThread(lambda: VllmEngine(replace(spec, model_path=localize(place, files))))
         self._calls: dict[str, Future[Answer]] = {}
-        self._aborted: set[str] = set()
+        self._aborted: deque[str] = deque(maxlen=REMEMBERED)
 
     async def ready(self) -> None:
         """Return once the engine stands."""
@@ -75,7 +82,7 @@ class EngineActor(RunActor):
         if (future := self._calls.pop(call, None)) is not None:
             future.cancel()
         else:
-            self._aborted.add(call)
+            self._aborted.append(call)
 
     async def close(self) -> None:
         """Shut vLLM down and remove the adapters it read; who still waits gets an error."""
@@ -91,50 +98,204 @@ def _size(group: Group) -> GroupSize:
     )
 
 
+@dataclass(frozen=True)
+class _Part:
+    """The requests of a batch that one engine samples, and what the engine calls them."""
+
+    requests: list[RolloutRequest]
+    seat: Seat
+    engine: Any
+    call: str
+
+
 @dataclass
 class RayRollout:
-    """The `Rollout` port over engine actors. Batches and adapters reach every engine in the order in which they were asked for."""
+    """The `Rollout` port over engine actors. Batches and adapters reach every engine in the order in which they were asked for.
 
-    engines: Sequence[Any]
+    An engine that dies is started anew; what it was asked for is asked of another one, once. An engine that comes (back) is brought
+    to what the others serve before it gets anything to do. With `split_evenly` every batch waits for all engines, so that who samples
+    what does not depend on faults; otherwise those that stand take it. The run ends when fewer than `num_needed` can still come.
+    """
+
+    seats: Sequence[Seat]
+    num_needed: int
+    split_evenly: bool = False
     _in_order: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _in_step: dict[Seat, Any] = field(default_factory=dict)
+    _weights: tuple[int, Ref[Any] | None] = (BASE_VERSION, None)
+    _adapters: Mapping[int, Ref[Adapter]] = field(default_factory=dict)
+    _in_force: int = BASE_VERSION
 
     async def ready(self) -> None:
-        """Wait until every engine stands."""
-        await asyncio.gather(*(result(e.ready.remote(), "a rollout engine") for e in self.engines))
+        """Begin to start every engine and wait for as many as are needed."""
+        for seat in self.seats:
+            seat.open()
+        await asyncio.gather(*(seat.up() for seat in self.seats[: self.num_needed]))
+
+    @property
+    def engines(self) -> list[Any]:
+        """The engines that stand."""
+        return [seat.actor for seat in self.seats if seat.actor is not None]
 
     async def generate(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> list[Shard]:
         """Split the requests evenly over the engines, in order. Cancelling it makes the engines drop the batch."""
-        num = len(self.engines)
-        bounds = [round(i * len(requests) / num) for i in range(num + 1)]
-        parts = [(e, list(requests[a:b])) for e, (a, b) in zip(self.engines, pairwise(bounds), strict=True) if a < b]
-        call = uuid4().hex
+        parts: list[_Part] = []
         try:
             async with self._in_order:
-                await asyncio.gather(*(result(e.begin.remote(call, part, sampling), "a rollout engine") for e, part in parts))
-            calls = [e.collect.options(num_returns=2).remote(call) for e, _ in parts]
-            found: list[Sampled] = await asyncio.gather(*(result(sampled, "a rollout engine") for _, sampled in calls))
-        except asyncio.CancelledError:
-            for engine, _ in parts:
-                engine.abort.remote(call)
+                parts += split(requests, await self._standing())
+                await asyncio.gather(*(self._begin(part, sampling) for part in parts))
+            return list(await asyncio.gather(*(self._sampled(part, sampling) for part in parts)))
+        except BaseException:
+            for part in parts:
+                _abort(part)
             raise
-        return [Shard(Ref(groups), tuple(one.sizes), restarts=one.restarts) for (groups, _), one in zip(calls, found, strict=True)]
+
+    async def on_each(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> list[Shard]:
+        """All requests on every engine that stands, one after the other, for a comparison of engines; raises when one dies over it."""
+        found = []
+        for seat in await self._standing():
+            part = _Part(list(requests), seat, seat.actor, uuid4().hex)
+            await self._begin(part, sampling)
+            found.append(await self._collected(part))
+        return found
 
     async def load(self, adapters: Mapping[int, Ref[Adapter]], in_force: int) -> None:
         """Hand the same references to every engine."""
-        versions = list(adapters)
         async with self._in_order:
-            calls = [e.load.remote(versions, in_force, *(adapters[v].value for v in versions)) for e in self.engines]
-            await asyncio.gather(*(result(call, "a rollout engine") for call in calls))
+            self._adapters, self._in_force = dict(adapters), in_force
+            await asyncio.gather(*(self._tell(seat, seat.actor, self._load) for seat in self._current()))
 
     async def reload(self, version: int, weights: Ref[Any] | None) -> None:
         """Hand the same references to every engine."""
         async with self._in_order:
-            calls = [e.reload.remote(version, weights.value if weights else None) for e in self.engines]
-            await asyncio.gather(*(result(call, "a rollout engine") for call in calls))
+            self._weights, self._adapters, self._in_force = (version, weights), {}, version
+            await asyncio.gather(*(self._tell(seat, seat.actor, self._reload) for seat in self._current()))
 
     async def close(self) -> None:
-        """Let every engine clean up behind itself."""
-        await asyncio.gather(*(e.close.remote() for e in self.engines), return_exceptions=True)
+        """Let every engine clean up behind itself; none is started any more."""
+        await asyncio.gather(*(engine.close.remote() for engine in self.engines), return_exceptions=True)
+
+    def _current(self) -> list[Seat]:
+        """The engines that serve what was asked for last; the others catch up when they are needed."""
+        return [seat for seat in self.seats if seat.actor is not None and self._in_step.get(seat) is seat.actor]
+
+    async def _standing(self) -> list[Seat]:
+        """The engines to give a batch to, in step with each other: all of them, or those that stand and at least one."""
+        while True:
+            failed = [seat.failure for seat in self.seats if seat.failure is not None]
+            if failed and len(self.seats) - len(failed) < self.num_needed:
+                raise failed[0]
+            if self.split_evenly:
+                await asyncio.gather(*(seat.up() for seat in self.seats))
+            elif not self.engines:
+                await _first([seat.up() for seat in self.seats])
+            behind = [seat for seat in self.seats if seat.actor is not None and self._in_step.get(seat) is not seat.actor]
+            await asyncio.gather(*(self._catch_up(seat) for seat in behind))
+            current = self._current()
+            if len(current) == len(self.seats) or (current and not self.split_evenly):
+                return current
+
+    async def _catch_up(self, seat: Seat) -> None:
+        """Bring an engine that has just come to what the others serve."""
+        engine = seat.actor
+        if self._weights[1] is not None and not await self._tell(seat, engine, self._reload):
+            return
+        if self._adapters and not await self._tell(seat, engine, self._load):
+            return
+        self._in_step[seat] = engine
+
+    async def _tell(self, seat: Seat, engine: Any, ask: Callable[[Any], Any]) -> bool:
+        """Whether the engine did what it was asked; one that died over it will catch up when it is back."""
+        try:
+            await answer(ask(engine), seat.what)
+        except ActorLostError as error:
+            seat.lost(engine, str(error))
+            return False
+        return True
+
+    def _load(self, engine: Any) -> Any:
+        return engine.load.remote(list(self._adapters), self._in_force, *(ref.value for ref in self._adapters.values()))
+
+    def _reload(self, engine: Any) -> Any:
+        version, weights = self._weights
+        return engine.reload.remote(version, weights.value if weights else None)
+
+    async def _begin(self, part: _Part, sampling: Sampling) -> None:
+        await self._tell(part.seat, part.engine, lambda engine: engine.begin.remote(part.call, part.requests, sampling))
+
+    async def _sampled(self, part: _Part, sampling: Sampling) -> Shard:
+        """The part's completions, from another engine when this one dies over it; a second loss is the caller's."""
+        try:
+            return await self._collected(part)
+        except ActorLostError:
+            pass
+        async with self._in_order:
+            standing = await self._standing()
+            seat = part.seat if self.split_evenly else min(standing, key=lambda seat: seat is part.seat)
+            again = _Part([self._servable(request) for request in part.requests], seat, seat.actor, uuid4().hex)
+            await self._begin(again, sampling)
+        try:
+            return await self._collected(again)
+        except BaseException:
+            _abort(again)
+            raise
+
+    async def _collected(self, part: _Part) -> Shard:
+        if part.seat.actor is not part.engine:
+            raise ActorLostError(f"The actor for {part.seat.what} was lost before it had begun. {part.seat.reason}")
+        groups, sampled = part.engine.collect.options(num_returns=2).remote(part.call)
+        try:
+            found: Sampled = await answer(sampled, part.seat.what)
+        except ActorLostError as error:
+            part.seat.lost(part.engine, str(error))
+            raise
+        part.seat.worked()
+        return Shard(Ref(groups), tuple(found.sizes), restarts=found.restarts)
+
+    def _servable(self, request: RolloutRequest) -> RolloutRequest:
+        """The request as engines can take it now: an adapter that was let go of meanwhile is replaced by the one in force."""
+        known = request.version in self._adapters or request.version == self._weights[0]
+        return request if known else replace(request, version=self._in_force)
+
+
+def split(requests: Sequence[RolloutRequest], seats: Sequence[Seat]) -> list[_Part]:
+    """Runs of requests of equal length, one for each engine; fewer where there are fewer requests."""
+    call = uuid4().hex
+    bounds = [round(i * len(requests) / len(seats)) for i in range(len(seats) + 1)]
+    return [_Part(list(requests[a:b]), seat, seat.actor, call) for seat, (a, b) in zip(seats, pairwise(bounds), strict=True) if a < b]
+
+
+def _abort(part: _Part) -> None:
+    if part.seat.actor is part.engine:
+        part.engine.abort.remote(part.call)
+
+
+async def answer(ref: Any, what: str) -> Any:
+    """`result`, where any error but the user's own means that the engine cannot be used any more."""
+    try:
+        return await result(ref, what)
+    except RayTaskError as error:
+        raise ActorLostError(f"{what} failed: {_last_line(error)}") from error
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
+async def _first(waits: Sequence[Any]) -> None:
+    """Wait until one of them is done; raises when all of them fail."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        pending = set(tasks)
+        while pending:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            if any(task.exception() is None for task in done):
+                return
+        raise next(error for task in tasks if (error := task.exception()) is not None)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 EngineRemote = ray.remote(EngineActor)

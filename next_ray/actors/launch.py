@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from next_ray.actors.archive import ArchiveRemote, RayArchive
-from next_ray.actors.cluster import Device, OpenCluster, actor_environment, place
+from next_ray.actors.cluster import Device, OpenCluster, actor_environment, is_intact, place, result
 from next_ray.actors.engines import EngineRemote, RayRollout
-from next_ray.actors.learners import LearnerRemote, RayLearner
+from next_ray.actors.learners import LEARNERS, LearnerRemote, RayLearner
 from next_ray.actors.observed import NAME_VARIABLE
+from next_ray.actors.seats import Seat, kill
 from next_ray.actors.shipping import ModelPlace, place_of, shipped
 from next_ray.actors.trajectory import DeltaRemote, DenseDeltaRemote, PredictorRemote, RayTrajectory
 from next_ray.actors.verifiers import RayRewards, VerifierRemote
 from next_ray.config import Config
 from next_ray.delta.sharding import dense_cost, module_cost, shard_modules
-from next_ray.errors import PlacementError
+from next_ray.errors import PlacementError, StoppedError
 from next_ray.estimate import adapter_slots, delta_bundle, engine_bundle, learner_bundle, widest_adapter
 from next_ray.learn.deepspeed_learner import LearnerSpec
 from next_ray.models.resolve import PreparedModel
 from next_ray.rollout.engine import EngineSpec
 from next_ray.store.checkpoints import CheckpointStore
-from next_ray.types import Adapter, LearnerState, Ref
+from next_ray.types import Adapter, Fault, LearnerState, Ref
 
 CLOSE_S = 20.0
 """How long actors may take to leave their process group and remove their adapter folders."""
@@ -37,7 +39,7 @@ CLOSE_S = 20.0
 
 @dataclass(frozen=True)
 class Launched:
-    """The ports of a running set of actors, and the adapter the learner starts from."""
+    """The ports of a running set of actors, the policy the learner starts from, and the placement groups, by who lies there."""
 
     rollout: RayRollout
     rewards: RayRewards
@@ -45,6 +47,11 @@ class Launched:
     archive: RayArchive
     trajectory: RayTrajectory
     initial: Ref[Adapter]
+    groups: Mapping[str, PlacementGroup]
+
+    async def regroup(self, checkpoint_id: str | None) -> Ref[Adapter]:
+        """Start the learner gang anew, from a committed checkpoint or from the beginning; returns the policy it goes on from."""
+        return await self.learner.start(await self.archive.state(checkpoint_id) if checkpoint_id else None)
 
 
 def engine_spec(config: Config, model: PreparedModel, device: Device) -> EngineSpec:
@@ -88,7 +95,10 @@ def learner_spec(config: Config, model: PreparedModel, device: Device) -> Learne
 
 @dataclass(frozen=True)
 class Job:
-    """What a run's actors are started from. The learner continues checkpoint `resume_from` when there is one; `verifiers` are warmed up."""
+    """What a run's actors are started from. The learner continues checkpoint `resume_from` when there is one; `verifiers` are warmed up.
+
+    `note` hears of every fault and of every recovery from one.
+    """
 
     config: Config
     cluster: OpenCluster
@@ -98,6 +108,7 @@ class Job:
     lease_token: str | None
     verifiers: Sequence[str]
     say: Callable[[str], None]
+    note: Callable[[Fault], None]
 
 
 @asynccontextmanager
@@ -106,88 +117,164 @@ async def launch(job: Job) -> AsyncIterator[Launched]:
     crew = _Crew(job)
     try:
         launched = await crew.start()
-        yield launched
-        closing = asyncio.gather(launched.rollout.close(), launched.learner.close(), launched.rewards.close())
-        with contextlib.suppress(TimeoutError):  # what is still busy then is killed below
-            await asyncio.wait_for(closing, CLOSE_S)
+        try:
+            yield launched
+        except StoppedError:
+            await _leave(launched)
+            raise
+        await _leave(launched)
     finally:
-        for actor in crew.actors:
-            ray.kill(actor)
-        for group in crew.groups:
-            remove_placement_group(group)
+        await crew.close()
 
 
-@dataclass(frozen=True)
-class _Places:
-    """The placement groups of what reserves something; delta workers without a share of a GPU do not."""
-
-    gang: PlacementGroup
-    engines: Sequence[PlacementGroup]
-    deltas: PlacementGroup | None
+async def _leave(launched: Launched) -> None:
+    """Let actors clean up behind themselves; what is still busy after a while is killed by who comes next."""
+    closing = asyncio.gather(launched.rollout.close(), launched.learner.close(), launched.rewards.close())
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(closing, CLOSE_S)
 
 
 @dataclass
 class _Crew:
-    """Actors and placement groups as they come up: what has to be taken down."""
+    """Seats, actors and placement groups as they come up: what has to be taken down."""
 
     job: Job
-    actors: list[Any] = field(default_factory=list)
-    groups: list[PlacementGroup] = field(default_factory=list)
+    seats: list[Seat] = field(default_factory=list)
+    groups: dict[str, PlacementGroup] = field(default_factory=dict)
+    learner: RayLearner | None = None
+    trajectory: RayTrajectory | None = None
+    _files: Any = None
 
     async def start(self) -> Launched:
         """The archive first, for the state to resume from; then places; then everything at once."""
         job, config, device = self.job, self.job.config, self.job.cluster.device
         check_deltas_device(config, device)
-        keep = config.store.keep_checkpoints
-        archive = RayArchive(_light(ArchiveRemote, device, "archive").remote(job.store, job.model.fingerprint, keep, job.lease_token))
-        self.actors.append(archive.actor)
+        archive = RayArchive(self._seat("the archive", self._archive))
         state: Ref[LearnerState] | None = await archive.state(job.resume_from) if job.resume_from else None
         shards = delta_shards(config, job.model)
-        places = await self._reserve(len(shards))
-        where, files = place_of(config.model, job.model), shipped(job.model)
-        engines, ranks = self._placed_actors(places, where, files)
-        judges = [_light(VerifierRemote, device, f"verifier {i}").remote(config.reward, job.verifiers) for i in range(config.reward.actors)]
-        whole = Whole(job.model.linear_shapes, where, files) if config.learner.mode == "full" else None
-        workers = delta_workers(config, shards, places.deltas, device, whole)
-        predictor = _light(PredictorRemote, device, "predictor").remote(config.extrapolation, config.run.seed) if workers else None
-        trajectory = RayTrajectory(workers, predictor, config.extrapolation, beside=config.learner.mode == "full")
-        self.actors += [*engines, *ranks, *judges, *trajectory.actors]
-        rollout, learner = RayRollout(engines), RayLearner(ranks, config.extrapolation.after_jump)
-        initial, _ = await asyncio.gather(learner.start(learner_spec(config, job.model, device), state), rollout.ready())
-        return Launched(rollout, RayRewards(judges), learner, archive, trajectory, initial)
+        num_needed = config.rollout.min_engines or config.rollout.engines
+        await self._reserve(num_needed, len(shards))
+        engines = [self._seat(engine_name(i), partial(self._engine, i, num_needed)) for i in range(config.rollout.engines)]
+        judges = [self._seat(f"verifier {i}", partial(self._verifier, f"verifier {i}")) for i in range(config.reward.actors)]
+        workers = [self._seat(f"delta worker {i}", partial(self._delta_worker, shards, i)) for i in range(len(shards))]
+        predictor = self._seat("the predictor", self._predictor) if shards else None
+        self.trajectory = RayTrajectory(workers, predictor, config.extrapolation, archive, beside=config.learner.mode == "full")
+        self.learner = learner = RayLearner(
+            self._gang, learner_spec(config, job.model, device), config.extrapolation.after_jump, config.recovery, job.note
+        )
+        rollout = RayRollout(engines, num_needed, split_evenly=config.run.deterministic)
+        others = asyncio.gather(rollout.ready(), self.trajectory.ready(), *(seat.up() for seat in judges))
+        initial, _ = await asyncio.gather(learner.start(state), others)
+        return Launched(rollout, RayRewards(judges), learner, archive, self.trajectory, initial, self.groups)
 
-    async def _reserve(self, num_delta_workers: int) -> _Places:
-        """The gang's placement group, one for each engine, and last, so that whole GPUs go first, the delta workers'."""
-        config, cluster, on_gpu = self.job.config, self.job.config.cluster, self.job.cluster.device == "gpu"
-        gang = await self._place([learner_bundle(on_gpu=on_gpu)] * config.learner.ranks, cluster.learner_labels, "the learners")
-        engines = [
-            await self._place([engine_bundle(config, on_gpu=on_gpu)], cluster.engine_labels, f"rollout engine {i}")
-            for i in range(config.rollout.engines)
-        ]
-        share = delta_bundle(config)
-        deltas = await self._place([share] * num_delta_workers, {}, "the delta workers") if share else None
-        return _Places(gang, engines, deltas)
+    async def close(self) -> None:
+        """End everything, whatever it is doing, and give its places back."""
+        if self.trajectory is not None:
+            self.trajectory.close()
+        await asyncio.gather(*(seat.close() for seat in self.seats))
+        if self.learner is not None:
+            self.learner.kill()
+        for group in self.groups.values():
+            remove_placement_group(group)
 
-    async def _place(self, bundles: list[dict[str, float]], labels: Mapping[str, str], what: str) -> PlacementGroup:
-        group = await place(bundles, labels, what, self.job.config.cluster.wait_s, self.job.say)
-        self.groups.append(group)
+    def _seat(self, what: str, start: Callable[[], Awaitable[Any]]) -> Seat:
+        seat = Seat(what, start, self.job.config.recovery, self.job.note)
+        self.seats.append(seat)
+        return seat
+
+    async def _reserve(self, num_engines: int, num_delta_workers: int) -> None:
+        """The gang's placement group, one for each engine that is needed, and last, so that whole GPUs go first, the delta workers'."""
+        await self._gang_place()
+        for i in range(num_engines):
+            await self._engine_place(i, num_engines)
+        await self._deltas_place(num_delta_workers)
+
+    async def _gang_place(self) -> PlacementGroup:
+        config = self.job.config
+        bundles = [learner_bundle(on_gpu=self._on_gpu)] * config.learner.ranks
+        return await self._place(LEARNERS, bundles, config.cluster.learner_labels)
+
+    async def _engine_place(self, index: int, num_needed: int) -> PlacementGroup:
+        """An engine's place; one that is not needed is waited for as long as it takes."""
+        config = self.job.config
+        bundle = engine_bundle(config, on_gpu=self._on_gpu)
+        return await self._place(engine_name(index), [bundle], config.cluster.engine_labels, is_needed=index < num_needed)
+
+    async def _deltas_place(self, num_workers: int) -> PlacementGroup | None:
+        share = delta_bundle(self.job.config)
+        return await self._place("the delta workers", [share] * num_workers, {}) if share else None
+
+    async def _place(self, what: str, bundles: list[dict[str, float]], labels: Mapping[str, str], is_needed: bool = True) -> PlacementGroup:
+        """The placement group that `what` has, or another one when it has none or a part of it is lost or about to be."""
+        old = self.groups.get(what)
+        if old is not None:
+            if await asyncio.to_thread(is_intact, old):
+                return old
+            remove_placement_group(self.groups.pop(what))
+        wait_s = self.job.config.cluster.wait_s if is_needed else math.inf
+        self.groups[what] = group = await place(bundles, labels, what, wait_s, self.job.say)
         return group
 
-    def _placed_actors(self, places: _Places, model_place: ModelPlace, files: Any) -> tuple[list[Any], list[Any]]:
-        """Engines and learner ranks in their places; both bring the model's files along where their node lacks them."""
+    async def _archive(self) -> Any:
+        job = self.job
+        remote = _light(ArchiveRemote, job.cluster.device, "archive")
+        return remote.remote(job.store, job.model.fingerprint, job.config.store.keep_checkpoints, job.lease_token)
+
+    async def _verifier(self, what: str) -> Any:
+        return _light(VerifierRemote, self.job.cluster.device, what).remote(self.job.config.reward, self.job.verifiers)
+
+    async def _predictor(self) -> Any:
+        config = self.job.config
+        return _light(PredictorRemote, self.job.cluster.device, "predictor").remote(config.extrapolation, config.run.seed)
+
+    async def _delta_worker(self, shards: Sequence[Sequence[str]], index: int) -> Any:
+        job, config = self.job, self.job.config
+        model = Whole(job.model.linear_shapes, self._model_place, self._shipped()) if config.learner.mode == "full" else None
+        return delta_worker(config, shards[index], index, await self._deltas_place(len(shards)), job.cluster.device, model)
+
+    async def _engine(self, index: int, num_needed: int) -> Any:
+        """An engine in its place, once it stands; it brings the model's files along where its node lacks them."""
         job, config, device = self.job, self.job.config, self.job.cluster.device
-        on_gpu = device == "gpu"
-        engine, bundle = engine_bundle(config, on_gpu=on_gpu), learner_bundle(on_gpu=on_gpu)
-        spec = engine_spec(config, job.model, device)
-        engines = [
-            _placed(EngineRemote, group, 0, engine, device, config.rollout.threads, f"rollout engine {i}").remote(spec, model_place, files)
-            for i, group in enumerate(places.engines)
-        ]
-        ranks = [
-            _placed(LearnerRemote, places.gang, i, bundle, device, config.learner.threads, f"learner rank {i}").remote(model_place, files)
+        group = await self._engine_place(index, num_needed)
+        bundle, threads = engine_bundle(config, on_gpu=self._on_gpu), config.rollout.threads
+        remote = _placed(EngineRemote, group, 0, bundle, device, threads, engine_name(index))
+        engine = remote.remote(engine_spec(config, job.model, device), self._model_place, self._shipped())
+        try:
+            await result(engine.ready.remote(), engine_name(index))
+        except BaseException:
+            kill(engine)
+            raise
+        return engine
+
+    async def _gang(self) -> Sequence[Any]:
+        """The actors of all learner ranks, in their places."""
+        config, device = self.job.config, self.job.cluster.device
+        group, bundle = await self._gang_place(), learner_bundle(on_gpu=self._on_gpu)
+        return [
+            _placed(LearnerRemote, group, i, bundle, device, config.learner.threads, f"learner rank {i}").remote(
+                self._model_place, self._shipped()
+            )
             for i in range(config.learner.ranks)
         ]
-        return engines, ranks
+
+    def _shipped(self) -> Any:
+        """The model's files for nodes that lack them, put into the object store once it is known that there are several nodes."""
+        if self._files is None:
+            self._files = shipped(self.job.model)
+        return self._files
+
+    @property
+    def _model_place(self) -> ModelPlace:
+        return place_of(self.job.config.model, self.job.model)
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.job.cluster.device == "gpu"
+
+
+def engine_name(index: int) -> str:
+    """What an engine is called in messages."""
+    return f"rollout engine {index}"
 
 
 def check_deltas_device(config: Config, device: Device) -> None:
@@ -225,24 +312,18 @@ class Whole:
         return {name: shape for name, shape in self.shapes.items() if name in mine}
 
 
-def delta_workers(
-    config: Config, shards: Sequence[Sequence[str]], group: PlacementGroup | None, device: Device, whole: Whole | None = None
-) -> list[Any]:
-    """A delta worker a shard: in the group's places and computing on their GPUs, or without a group on the CPU, reserving nothing."""
+def delta_worker(
+    config: Config, shard: Sequence[str], index: int, group: PlacementGroup | None, device: Device, whole: Whole | None = None
+) -> Any:
+    """The delta worker of a shard: in the group's place and computing on its GPU, or without a group on the CPU, reserving nothing."""
     horizon, share = config.extrapolation.horizon, delta_bundle(config)
-
-    def start(remote: Any, shard: Sequence[str], where: str | None) -> Any:
-        if whole is None:
-            return remote(DeltaRemote).remote(horizon, shard, where)
-        return remote(DenseDeltaRemote).remote(horizon, whole.part(shard), where, whole.place, whole.files)
-
-    if group is None:
-        return [start(lambda actor, i=i: _light(actor, device, f"delta worker {i}"), shard, None) for i, shard in enumerate(shards)]
-    places = group
-    return [
-        start(lambda actor, i=i: _placed(actor, places, i, share, device, 1, f"delta worker {i}"), shard, "cuda")
-        for i, shard in enumerate(shards)
-    ]
+    kind = DeltaRemote if whole is None else DenseDeltaRemote
+    what = f"delta worker {index}"
+    remote = _light(kind, device, what) if group is None else _placed(kind, group, index, share, device, 1, what)
+    where = None if group is None else "cuda"
+    if whole is None:
+        return remote.remote(horizon, shard, where)
+    return remote.remote(horizon, whole.part(shard), where, whole.place, whole.files)
 
 
 def _placed(remote: Any, group: PlacementGroup, index: int, bundle: dict[str, float], device: str, threads: int, what: str) -> Any:

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError
 
 from next_ray.actors import parts
 from next_ray.actors.cluster import result
 from next_ray.actors.observed import RunActor
+from next_ray.actors.seats import Note, backoff_s, kill
 from next_ray.actors.shipping import ModelPlace, localize
-from next_ray.config import AfterJumpSection
+from next_ray.config import AfterJumpSection, RecoverySection
+from next_ray.errors import ActorLostError, LearnerLostError, ObjectGoneError
 from next_ray.estimate import FULL_PROBE_RANK
 from next_ray.learn.deepspeed_learner import DeepSpeedLearner, LearnerSpec
 from next_ray.rollout.probe import make_probe_adapter, probe_adapter
-from next_ray.types import Adapter, Group, LearnerState, LoraFactors, Ref, UpdatePlan, UpdateResult
+from next_ray.types import Adapter, Fault, FaultEvent, Group, LearnerState, LoraFactors, Ref, UpdatePlan, UpdateResult
 
+LEARNERS = "the learners"
+"""What the gang is called in messages."""
 Policy = dict[str, LoraFactors] | list[parts.PartRefs]
 """What engines serve: an adapter, or references to full weights (none on all ranks but the first)."""
 
@@ -90,21 +96,51 @@ class LearnerActor(RunActor):
 
 @dataclass
 class RayLearner:
-    """The `Learner` port over the gang; rank 0 speaks for all."""
+    """The `Learner` port over the gang; rank 0 speaks for all. When a rank dies, whatever was asked raises `LearnerLostError`.
 
-    ranks: Sequence[Any]
+    Args:
+        hire: places and creates the actors of all ranks.
+        spec: rank 0's, without address.
+        after_jump: how to go on from a candidate.
+        recovery: how often a gang that does not come up is started again.
+        note: hears of every gang that did not.
+    """
+
+    hire: Callable[[], Awaitable[Sequence[Any]]]
+    spec: LearnerSpec
     after_jump: AfterJumpSection
+    recovery: RecoverySection
+    note: Note
+    ranks: Sequence[Any] = ()
 
-    async def start(self, spec: LearnerSpec, state: Ref[LearnerState] | None) -> Ref[Adapter]:
-        """Start all ranks of the gang; `spec` is rank 0's, without address."""
-        host, port = await result(self.ranks[0].address.remote(), "learner rank 0")
-        specs = [
-            dataclasses.replace(spec, rank=i, world_size=len(self.ranks), master_addr=host, master_port=port)
-            for i in range(len(self.ranks))
-        ]
-        return await self._held(
-            [rank.start.options(num_returns=2).remote(s, state.value if state else None) for rank, s in zip(self.ranks, specs, strict=True)]
-        )
+    async def start(self, state: Ref[LearnerState] | None) -> Ref[Adapter]:
+        """Start all ranks, from a learner state or anew, and return what they go on from; a gang that there was is torn down.
+
+        A gang that does not come up is started again, as often as `recovery.learner_restarts` says.
+        """
+        for failures in itertools.count(1):
+            self.kill()
+            try:
+                return await self._start(state)
+            except LearnerLostError as error:
+                if failures > self.recovery.learner_restarts:
+                    raise
+                self.note(Fault(LEARNERS, FaultEvent.LOST, str(error)))
+                await asyncio.sleep(backoff_s(failures, self.recovery.backoff_s))
+        raise AssertionError("unreachable")
+
+    async def _start(self, state: Ref[LearnerState] | None) -> Ref[Adapter]:
+        try:
+            self.ranks = await self.hire()
+            host, port = await self._answer(self.ranks[0].address.remote())
+            specs = [
+                dataclasses.replace(self.spec, rank=i, world_size=len(self.ranks), master_addr=host, master_port=port)
+                for i in range(len(self.ranks))
+            ]
+            given = state.value if state else None
+            return await self._held([rank.start.options(num_returns=2).remote(s, given) for rank, s in zip(self.ranks, specs, strict=True)])
+        except ObjectGoneError as error:  # the state that was to be restored
+            raise LearnerLostError(str(error)) from error
 
     async def update(self, plan: UpdatePlan) -> UpdateResult:
         """Send every rank the plan and the references it resolves to completions."""
@@ -127,26 +163,44 @@ class RayLearner:
     async def probe_weights(self, seed: int) -> tuple[Ref[Adapter], Ref[Any]]:
         """The start-up probe's adapter where all weights are trained, and the weights with it added. Collective over the gang."""
         calls = [rank.probe_weights.options(num_returns=3).remote(seed) for rank in self.ranks]
-        await asyncio.gather(*(result(done, "a learner") for _, _, done in calls))
+        await self._answers([done for _, _, done in calls])
         return Ref(calls[0][0]), Ref(calls[0][1])
 
     async def logprobs(self, groups: Ref[list[Group]], adapter: Ref[Adapter] | None) -> list[Any]:
         """Log-probabilities of completions, per completion float32 [T]; see `LearnerActor.logprobs`."""
-        calls = [rank.logprobs.remote(groups.value, adapter.value if adapter else None) for rank in self.ranks]
-        return (await asyncio.gather(*(result(call, "a learner") for call in calls)))[0]
+        return (await self._answers([rank.logprobs.remote(groups.value, adapter.value if adapter else None) for rank in self.ranks]))[0]
 
     async def close(self) -> None:
         """Let every rank leave its process group."""
         await asyncio.gather(*(rank.close.remote() for rank in self.ranks), return_exceptions=True)
 
+    def kill(self) -> None:
+        """End all ranks at once: without one of them the others wait for it in vain."""
+        for rank in self.ranks:
+            kill(rank)
+        self.ranks = ()
+
     async def _result(self, calls: Sequence[Any]) -> UpdateResult:
-        metrics: list[Mapping[str, float]] = await asyncio.gather(*(result(m, "a learner") for _, m in calls))
+        metrics: list[Mapping[str, float]] = await self._answers([m for _, m in calls])
         return UpdateResult(adapter=Ref(calls[0][0]), metrics=metrics[0])
 
     async def _held(self, calls: Sequence[Any]) -> Ref[Any]:
         """Wait for all ranks; rank 0's value stays where it is, only the second return value comes to the driver."""
-        await asyncio.gather(*(result(done, "a learner") for _, done in calls))
+        await self._answers([done for _, done in calls])
         return Ref(calls[0][0])
+
+    async def _answers(self, refs: Sequence[Any]) -> list[Any]:
+        return list(await asyncio.gather(*(self._answer(ref, i) for i, ref in enumerate(refs))))
+
+    async def _answer(self, ref: Any, rank: int = 0) -> Any:
+        """A rank's answer. What a user can mend comes out as itself; any other error of one rank leaves no gang to go on with."""
+        try:
+            return await result(ref, f"learner rank {rank}")
+        except ActorLostError as error:
+            raise LearnerLostError(str(error)) from error
+        except RayTaskError as error:
+            lines = str(error).strip().splitlines()
+            raise LearnerLostError(f"Learner rank {rank} failed: {lines[-1] if lines else type(error).__name__}") from error
 
 
 LearnerRemote = ray.remote(LearnerActor)

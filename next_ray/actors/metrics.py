@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
-from next_ray.types import EvaluationResult, JumpRecord, StepRecord
+from next_ray.types import EvaluationResult, Fault, JumpRecord, StepRecord
 
 TAGS = ("run",)
 
@@ -22,6 +22,8 @@ class MetricsReporter:
         self._verdicts = Counter("next_ray_verdicts", "Verifier calls by outcome", tag_keys=(*TAGS, "verdict"))
         self._seconds = Counter("next_ray_phase_seconds", "Seconds on the critical path by phase", tag_keys=(*TAGS, "phase"))
         self._jumps = Counter("next_ray_jumps", "Attempts to jump by outcome", tag_keys=(*TAGS, "outcome"))
+        self._faults = Counter("next_ray_faults", "Faults and recoveries by actor", tag_keys=(*TAGS, "what", "event"))
+        self._recovery = Counter("next_ray_recovery_seconds", "Seconds until what was lost was back", tag_keys=(*TAGS, "what"))
         self._accuracy = Gauge("next_ray_accuracy", "Held-out avg@k", tag_keys=(*TAGS, "model"))
 
     def phase(self, name: str) -> None:
@@ -50,6 +52,12 @@ class MetricsReporter:
     def jump(self, record: JumpRecord) -> None:
         """Count the attempt."""
         self._jumps.inc(1.0, tags={**self._tags, "outcome": "accepted" if record.decision.accepted else "refused"})
+
+    def fault(self, fault: Fault) -> None:
+        """Count it, and the seconds that a recovery took."""
+        self._faults.inc(1.0, tags={**self._tags, "what": fault.what, "event": str(fault.event)})
+        if fault.seconds:
+            self._recovery.inc(fault.seconds, tags={**self._tags, "what": fault.what})
 
     def take_rows(self) -> list[dict[str, Any]]:
         """Metrics keep no rows."""

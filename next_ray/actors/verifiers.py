@@ -6,12 +6,11 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import ray
 
-from next_ray.actors.cluster import result
 from next_ray.actors.observed import RunActor
+from next_ray.actors.seats import Seat, asked
 from next_ray.config import RewardSection
 from next_ray.reward.pool import VerifierPool
 from next_ray.types import Group, Sample, Scores, Shard
@@ -49,20 +48,23 @@ def _sample(group: Group, reward: float) -> Sample:
 
 @dataclass
 class RayRewards:
-    """The `Rewards` port over verifier actors."""
+    """The `Rewards` port over verifier actors; one that dies is started anew and asked again."""
 
-    actors: Sequence[Any]
+    seats: Sequence[Seat]
 
     async def score(self, shards: Sequence[Shard], num_samples: int = 0) -> Scores:
         """Spread the shards over the actors; results keep the shards' order."""
-        calls = [self.actors[i % len(self.actors)].score.remote(shard.groups.value, num_samples) for i, shard in enumerate(shards)]
-        parts: list[Scores] = list(await asyncio.gather(*(result(call, "a verifier") for call in calls)))
+        calls = [
+            asked(self.seats[i % len(self.seats)], lambda actor, shard=shard: [actor.score.remote(shard.groups.value, num_samples)])
+            for i, shard in enumerate(shards)
+        ]
+        parts: list[Scores] = [scores for _, scores in await asyncio.gather(*calls)]
         scores = Scores.joined(parts)
         return replace(scores, samples=scores.samples[:num_samples])
 
     async def close(self) -> None:
         """End all verifier processes."""
-        await asyncio.gather(*(actor.close.remote() for actor in self.actors), return_exceptions=True)
+        await asyncio.gather(*(seat.actor.close.remote() for seat in self.seats if seat.actor is not None), return_exceptions=True)
 
 
 VerifierRemote = ray.remote(VerifierActor)

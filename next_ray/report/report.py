@@ -17,11 +17,11 @@ from next_ray.report.console import RunState, accuracy_line, jump_lines, make_di
 from next_ray.report.final import Totals, final_table, summary
 from next_ray.report.metrics import JsonLines
 from next_ray.report.quiet import duplicate_stdout, quiet
-from next_ray.report.rows import JUMP, STEP, Row, evaluation_row, jump_row, merged, step_row
+from next_ray.report.rows import JUMP, STEP, Row, evaluation_row, fault_row, jump_row, merged, step_row
 from next_ray.report.tensorboard import TensorBoard
-from next_ray.report.text import jump_sentence
+from next_ray.report.text import fault_sentence, jump_sentence
 from next_ray.settings import to_yaml
-from next_ray.types import EvaluationResult, JumpRecord, StepRecord
+from next_ray.types import EvaluationResult, Fault, JumpRecord, StepRecord
 
 
 class Report:
@@ -91,7 +91,7 @@ class Report:
         rows = merged(step, stored, self._metrics.read(), jumps) if step else []
         self._metrics.rewrite(rows)
         self._samples.truncate(step if step else -1)
-        self._totals = Totals()
+        self._totals, self._pending = Totals(), []
         for row in rows:
             self._totals.add(row)
             if row["kind"] == JUMP:
@@ -99,6 +99,8 @@ class Report:
         steps = [row for row in rows if row["kind"] == STEP]
         if steps:
             self._state.step, self._state.row = step, steps[-1]
+        if self._tensorboard is not None:
+            self._tensorboard.close()
         if self._config.report.tensorboard:
             self._tensorboard = TensorBoard(self._output / "tensorboard", step)
 
@@ -137,6 +139,11 @@ class Report:
         self._state.gate = jump_sentence(row)
         for line in jump_lines(row):
             self._display.line(line)
+
+    def fault(self, fault: Fault) -> None:
+        """A fault was met, or recovered from."""
+        self._write(fault_row(self._state.step, fault))
+        self.say(fault_sentence(fault))
 
     def take_rows(self) -> list[dict[str, Any]]:
         """Rows of steps and evaluations since the last call, for the store's metrics table."""
@@ -190,6 +197,11 @@ class Reporters:
         """Tell all."""
         for reporter in self._reporters:
             reporter.jump(record)
+
+    def fault(self, fault: Fault) -> None:
+        """Tell all."""
+        for reporter in self._reporters:
+            reporter.fault(fault)
 
     def take_rows(self) -> list[dict[str, Any]]:
         """All rows; reporters that keep none add none."""

@@ -1,6 +1,6 @@
 """Records as flat JSON rows, and back to what a resumed run needs of them.
 
-A row has a `kind` (step, evaluation, jump) and a `step`. What depends on the clock starts with `time`, `tokens_per_s` or `stats`;
+A row has a `kind` (step, evaluation, jump, fault) and a `step`. What depends on the clock starts with `time`, `tokens_per_s` or `stats`;
 everything else is equal in two runs of a deterministic job. Numbers that are not finite and empty values are left out.
 """
 
@@ -10,12 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from next_ray.types import EvaluationResult, JumpRecord, StepRecord
+from next_ray.types import EvaluationResult, Fault, JumpRecord, StepRecord
 
 Row = dict[str, Any]
 
-STEP, EVALUATION, JUMP = "step", "evaluation", "jump"
-_ORDER = {STEP: 0, EVALUATION: 1, JUMP: 2}
+STEP, EVALUATION, JUMP, FAULT = "step", "evaluation", "jump", "fault"
+_ORDER = {STEP: 0, EVALUATION: 1, JUMP: 2, FAULT: 3}
 
 
 def step_row(record: StepRecord) -> Row:
@@ -83,23 +83,30 @@ def jump_row(record: JumpRecord) -> Row:
     )
 
 
+def fault_row(step: int, fault: Fault) -> Row:
+    """A row of a fault, or of the recovery from one, after `step`; `time_s` is how long that took."""
+    said = {"what": fault.what, "event": str(fault.event), "detail": fault.detail}
+    return _clean({"kind": FAULT, "step": step, **said, "time_s": fault.seconds})
+
+
 def merged(step: int, stored: Sequence[Mapping[str, Any]], local: Sequence[Row], jumps: Sequence[Mapping[str, Any]]) -> list[Row]:
     """The log of a run that goes on after `step`, in order.
 
     Steps and evaluations come from the store's table, which ends exactly there; where the store has none (an older run), from the
     local file, as evaluations of step 0 always do. Jumps are only in the local file and, the accepted ones, in the run's progress.
-    A refused attempt at `step` itself is dropped, since it will be made again.
+    A refused attempt at `step` itself is dropped, since it will be made again. Faults are only in the local file, and all of them stay.
     """
     rows = [_clean(dict(row)) for row in stored if row["step"] <= step]
     first = 0 if rows else step
-    rows += [row for row in local if row["kind"] != JUMP and row["step"] <= first]
+    rows += [row for row in local if row["kind"] in (STEP, EVALUATION) and row["step"] <= first]
     attempts = [row for row in local if row["kind"] == JUMP and (row["step"] < step or (row["step"] == step and "accepted" in row))]
     known = {row["step"] for row in attempts if "accepted" in row}
     for jump in jumps:
         if jump["step"] not in known:
             named = {name: jump.get(name) for name in ("method", "alpha")}
             attempts.append(_clean({"kind": JUMP, "step": jump["step"], "accepted": jump["candidate"], **named}))
-    return sorted([*rows, *attempts], key=lambda row: (row["step"], _ORDER[row["kind"]]))
+    faults = [row for row in local if row["kind"] == FAULT]
+    return sorted([*rows, *attempts, *faults], key=lambda row: (row["step"], _ORDER[row["kind"]]))
 
 
 def _times(times: Mapping[str, float]) -> Row:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from next_ray.types import Fault
+
 
 def printable(text: str, limit: int | None = None) -> str:
     """One line without control characters (a completion may hold escape sequences), cut to `limit` characters."""
@@ -26,6 +28,12 @@ def duration(seconds: float) -> str:
 def percent(share: float) -> str:
     """A share as a percentage with one decimal."""
     return f"{100 * share:.1f} %"
+
+
+def fault_sentence(fault: Fault) -> str:
+    """A fault, or the recovery from one, in words."""
+    took = "" if fault.seconds is None else f" after {duration(fault.seconds)}"
+    return f"{fault.what} {fault.event}{took}: {printable(fault.detail, 300)}"
 
 
 def jump_sentence(row: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ Nothing here imports numpy at run time; arrays are named in the annotations only
 
 from next_ray.types.adapter import BASE_VERSION, Adapter, LoraFactors, Weights
 from next_ray.types.checkpoints import CheckpointKind, Manifest, NewCheckpoint, ObjectEntry
-from next_ray.types.records import Accuracy, EvaluationResult, JumpRecord, StepRecord
+from next_ray.types.records import Accuracy, EvaluationResult, Fault, FaultEvent, JumpRecord, StepRecord
 from next_ray.types.ref import Ref
 from next_ray.types.rollout import (
     Completion,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 from next_ray.types.rollout import Sample
 from next_ray.types.trajectory import BacktestScore, GateDecision
@@ -57,3 +58,23 @@ class JumpRecord:
     stats: Mapping[str, float]
     method: str | None = None
     alpha: float | None = None
+
+
+class FaultEvent(StrEnum):
+    """What became of something that a fault met."""
+
+    LOST = "lost"
+    BACK = "back"
+    HANGS = "hangs"
+    STOPPING = "stopping"
+    RESUMED = "resumed"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault, or the recovery from it: of what (`rollout engine 0`), a sentence about it, and after a recovery how long it took."""
+
+    what: str
+    event: FaultEvent
+    detail: str
+    seconds: float | None = None

@@ -11,7 +11,7 @@ import ray
 from ray.util.placement_group import remove_placement_group
 
 from next_ray.actors.cluster import place
-from next_ray.actors.launch import check_deltas_device, delta_workers
+from next_ray.actors.launch import check_deltas_device, delta_worker
 from next_ray.config import Config
 from next_ray.errors import PlacementError
 from next_ray.estimate import delta_bundle
@@ -37,7 +37,7 @@ def two_gpus() -> Iterator[None]:
 
 
 def test_without_a_share_they_reserve_nothing(two_gpus: None) -> None:
-    workers = delta_workers(config(0), SHARDS, None, "gpu")
+    workers = [delta_worker(config(0), shard, i, None, "gpu") for i, shard in enumerate(SHARDS)]
     ray.get([worker.restart.remote() for worker in workers])
     free = ray.available_resources()
     assert (free["GPU"], free["CPU"]) == (2, 1)
@@ -48,7 +48,7 @@ def test_without_a_share_they_reserve_nothing(two_gpus: None) -> None:
 def test_each_worker_reserves_its_share_and_no_cpu(two_gpus: None) -> None:
     shared = config(0.5)
     group = asyncio.run(place([delta_bundle(shared)] * 3, {}, "the delta workers", 20, print))
-    workers = delta_workers(shared, SHARDS, group, "gpu")
+    workers = [delta_worker(shared, shard, i, group, "gpu") for i, shard in enumerate(SHARDS)]
     ray.get([worker.restart.remote() for worker in workers])
     free = ray.available_resources()
     assert (free["GPU"], free["CPU"]) == (0.5, 1)

@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
+from ray.exceptions import RayActorError, RayTaskError
 
 from next_ray.actors.engines import EngineActor, RayRollout
-from next_ray.config import Config, LearnerSection
+from next_ray.actors.seats import Seat, Start
+from next_ray.config import Config, LearnerSection, RecoverySection
 from next_ray.data.splits import Splits
-from next_ray.errors import StaleCompletionError
+from next_ray.errors import ActorLostError, StaleCompletionError
 from next_ray.loop import TrainingLoop
 from next_ray.ports import Stages
 from next_ray.rollout.stepping import Batch
 from next_ray.rollout.worker import EngineThread
-from next_ray.types import BASE_VERSION, Adapter, Group, Ref, RolloutRequest, Sampling
+from next_ray.types import BASE_VERSION, Adapter, Fault, FaultEvent, Group, Ref, RolloutRequest, Sampling
 from tests.fakes import FakeArchive, FakeLearner, FakeReport, FakeRewards, FakeRollout, FakeTrajectory, make_adapter, make_prompts, skill_of
 
 SAMPLING = Sampling(1.0, 1.0, 8)
@@ -95,7 +98,7 @@ class LocalActor(EngineActor):
 
     def __init__(self, engine: FakeEngine) -> None:
         self._engine = EngineThread(lambda: engine)  # pyright: ignore[reportArgumentType]
-        self._calls, self._aborted = {}, set()
+        self._calls, self._aborted = {}, deque(maxlen=8)
 
     async def reload(self, version: int, policy: Any) -> None:
         """The weights themselves instead of references to parts."""
@@ -111,8 +114,6 @@ class Remote:
 
     def remote(self, *arguments: Any) -> Any:
         call = asyncio.ensure_future(self._method(*arguments))
-        if self._num_returns == 1:
-            return call
         parts = [asyncio.get_running_loop().create_future() for _ in range(self._num_returns)]
 
         def settle(done: asyncio.Future[Any]) -> None:
@@ -120,13 +121,13 @@ class Remote:
                 if part.done():
                     continue
                 if (error := done.exception()) is not None:
-                    part.set_exception(error)
+                    part.set_exception(error if isinstance(error, RayActorError) else RayTaskError("f", str(error), error))
                     part.exception()  # not every part is awaited
                 else:
-                    part.set_result(done.result()[i])
+                    part.set_result(done.result()[i] if self._num_returns > 1 else done.result())
 
         call.add_done_callback(settle)
-        return parts
+        return parts if self._num_returns > 1 else parts[0]
 
 
 class Handle:
@@ -135,6 +136,33 @@ class Handle:
 
     def __getattr__(self, name: str) -> Remote:
         return Remote(getattr(self._actor, name))
+
+    def end(self) -> None:
+        """As `ray.kill`, but that this one waits for the step under way."""
+        threading.Thread(target=self._actor._engine.close, daemon=True).start()
+
+
+def seats_of(engines: Sequence[FakeEngine], spare: Sequence[FakeEngine] = (), faults: list[Fault] | None = None) -> list[Seat]:
+    """A seat an engine; when one is lost, the next of the spare ones takes its place."""
+    left = list(spare)
+
+    def starter(first: FakeEngine) -> Start:
+        waiting = [first]
+
+        async def start() -> Handle:
+            if not waiting and not left:
+                raise ActorLostError("no engine left")
+            return Handle(LocalActor(waiting.pop() if waiting else left.pop(0)))
+
+        return start
+
+    recovery = RecoverySection(actor_restarts=2, backoff_s=0.01)
+    note = (faults if faults is not None else []).append
+    return [Seat(f"engine {i}", starter(engine), recovery, note, end=Handle.end) for i, engine in enumerate(engines)]
+
+
+def rollout_of(engines: Sequence[FakeEngine], spare: Sequence[FakeEngine] = (), faults: list[Fault] | None = None) -> RayRollout:
+    return RayRollout(seats_of(engines, spare, faults), 1)
 
 
 class Rewards(FakeRewards):
@@ -166,11 +194,17 @@ def config(staleness: int, in_flight: str = "finish", dynamic_sampling: int = 0,
     )
 
 
-def run(cfg: Config, engines: Sequence[FakeEngine], gains: dict[str, float] | None = None) -> FakeReport:
+def run(
+    cfg: Config,
+    engines: Sequence[FakeEngine],
+    gains: dict[str, float] | None = None,
+    spare: Sequence[FakeEngine] = (),
+    faults: list[Fault] | None = None,
+) -> FakeReport:
     report = FakeReport()
 
     async def go() -> None:
-        rollout = RayRollout([Handle(LocalActor(engine)) for engine in engines])
+        rollout = rollout_of(engines, spare, faults)
         is_full = cfg.learner.mode == "full"
         stages = Stages(rollout, Rewards(), Learner(0.02, is_full=is_full), FakeArchive(), FakeTrajectory(gains or {}, beside=is_full))
         splits = Splits(train=make_prompts(21), gate=make_prompts(64, "g"), test=make_prompts(64, "t"))
@@ -220,7 +254,7 @@ def test_what_is_dropped_is_not_sampled_to_the_end() -> None:
     engines = [FakeEngine(0.001), FakeEngine(0.001)]
 
     async def go() -> None:
-        rollout = RayRollout([Handle(LocalActor(engine)) for engine in engines])
+        rollout = rollout_of(engines)
         stages = Stages(rollout, Rewards(), Learner(0.02), FakeArchive(), FakeTrajectory({}))
         splits = Splits(train=make_prompts(21), gate=make_prompts(64, "g"), test=make_prompts(64, "t"))
         loop = TrainingLoop(config(2), splits, stages, FakeReport())
@@ -249,11 +283,64 @@ def test_requests_begun_anew_are_counted_and_are_of_the_newer_policy() -> None:
     assert "restarted_prompts" not in finished.steps[0].metrics
 
 
-def test_an_engine_that_fails_ends_the_run_with_its_error() -> None:
-    engines = [FakeEngine(0.001), FakeEngine(0.001)]
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_an_engine_that_fails_is_replaced_and_nothing_is_lost(staleness: int) -> None:
+    engines, faults = [FakeEngine(0.001), FakeEngine(0.001)], list[Fault]()
     engines[1].broken_at = 14
-    with pytest.raises(MemoryError, match="no room for another block"):
-        run(config(2, enabled=False), engines)
+    report = run(config(staleness, enabled=False), engines, spare=[FakeEngine(0.001)], faults=faults)
+    assert [record.step for record in report.steps] == list(range(1, 13))
+    assert [(fault.what, fault.event) for fault in faults] == [("engine 1", FaultEvent.LOST), ("engine 1", FaultEvent.BACK)]
+    assert "no room for another block" in faults[0].detail
+    if not staleness:  # requests carry their seeds: who samples them does not matter
+        assert [r.reward_mean for r in report.steps] == [r.reward_mean for r in run(config(0, enabled=False), [FakeEngine(0.001)]).steps]
+
+
+def test_a_batch_that_ends_two_engines_ends_the_run() -> None:
+    engines = [FakeEngine(0.001), FakeEngine(0.001)]
+    for engine in engines:
+        engine.broken_at = 14
+    faults: list[Fault] = []
+    with pytest.raises(ActorLostError, match="no room for another block"):
+        run(config(0, enabled=False), engines, spare=[broken(), broken(), broken(), broken()], faults=faults)
+    assert len([fault for fault in faults if fault.event is FaultEvent.LOST]) <= 4
+
+
+def test_engines_that_never_come_back_are_given_up() -> None:
+    engines, faults = [FakeEngine(0.001)], list[Fault]()
+    engines[0].broken_at = 14
+    with pytest.raises(ActorLostError, match=r"engine 0 failed 3 times in a row \(recovery.actor_restarts=2\)"):
+        run(config(0, enabled=False), engines, faults=faults)
+    assert [fault.event for fault in faults] == [FaultEvent.LOST] * 3
+
+
+def test_the_others_go_on_without_an_engine_that_stays_away() -> None:
+    engines, faults = [FakeEngine(0.001), FakeEngine(0.001)], list[Fault]()
+    engines[0].broken_at = 14
+    report = run(config(0, enabled=False), engines, faults=faults)
+    assert len(report.steps) == 12
+    assert engines[1].most_at_once > 0
+
+
+def test_an_engine_that_comes_back_serves_what_the_others_serve() -> None:
+    async def go() -> None:
+        spare, faults = FakeEngine(0.001), list[Fault]()
+        engines = [FakeEngine(0.001)]
+        rollout = rollout_of(engines, [spare], faults)
+        await rollout.reload(4, Ref(make_adapter(0.2)))
+        await rollout.load({7: Ref(make_adapter(0.3))}, 4)
+        await rollout.generate([RolloutRequest(p, 7, 0, 2) for p in make_prompts(3)], SAMPLING)
+        engines[0].broken_at = 0
+        await rollout.generate([RolloutRequest(p, 7, 0, 2) for p in make_prompts(3)], SAMPLING)
+        assert (spare.model.weights, spare.served) == ((4, pytest.approx(0.2)), {7: pytest.approx(0.3)})
+        await rollout.close()
+
+    asyncio.run(go())
+
+
+def broken() -> FakeEngine:
+    engine = FakeEngine(0.001)
+    engine.broken_at = 1
+    return engine
 
 
 def test_batches_and_adapters_reach_an_engine_in_the_order_of_asking() -> None:
@@ -261,7 +348,7 @@ def test_batches_and_adapters_reach_an_engine_in_the_order_of_asking() -> None:
 
     async def go() -> None:
         engine = FakeEngine(0.001)
-        rollout = RayRollout([Handle(LocalActor(engine))])
+        rollout = rollout_of([engine])
         asked = []
         for version in range(1, 6):
             asked.append(asyncio.ensure_future(rollout.load({version: Ref(make_adapter(0.1))}, version)))
