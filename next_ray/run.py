@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from next_ray import estimate
 from next_ray.commands.ending import ended
+from next_ray.commands.supervise import become_supervisor
 from next_ray.commands.words import job_and_overrides
 from next_ray.config import Config
 from next_ray.errors import LeaseError, StoreError, TrainingError
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_intermixed_args(argv)
+    if arguments.restarts and not arguments.dry_run:
+        become_supervisor(arguments.restarts, [*arguments.job, *(["--baseline"] if arguments.baseline else [])])
     config = load_config(*job_and_overrides(arguments.job))
     if arguments.baseline:
         config = as_baseline(config)
@@ -64,7 +67,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dry-run", action="store_true", help="print configuration, batch sizes, placement and memory; start nothing")
     parser.add_argument("--baseline", action="store_true", help="the same budget without extrapolation, as run NAME-baseline")
+    parser.add_argument(
+        "--restarts", type=_count, default=0, metavar="N", help="start the run anew, N times at most, when it is killed or breaks down"
+    )
     return parser
+
+
+def _count(word: str) -> int:
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 0 on")
+    return int(word)
 
 
 def as_baseline(config: Config) -> Config:
@@ -93,9 +105,11 @@ def protect_embedded_ray(folder: Path) -> None:
 async def execute(config: Config) -> None:
     """Open everything from the outside in, run the loop, and close it from the inside out."""
     protect_embedded_ray(cache_root(config.model.cache_dir))
+    os.environ.setdefault("RAY_record_ref_creation_sites", "1")  # so that the watchdog can say which call hangs
     from next_ray.actors.cluster import open_cluster
     from next_ray.actors.launch import Job, launch
     from next_ray.actors.metrics import MetricsReporter
+    from next_ray.actors.watchdog import watchdog
     from next_ray.course import Course
     from next_ray.data.prepare import Read, chosen_reader, filter_by_length, load_splits, load_tokenizer, with_worked_problems
     from next_ray.stopping import Stop, signals_ask
@@ -141,6 +155,7 @@ async def execute(config: Config) -> None:
         reporters = Reporters([report, MetricsReporter(config.run.name)])
         job = Job(config, cluster, model, store, latest.id if latest else None, lease.token, verifiers, report.say, reporters.fault)
         report.phase("starting engines and learners")
+        await stack.enter_async_context(watchdog(config.recovery, output, report.say))
         launched = await stack.enter_async_context(launch(job))
         if latest:
             report.say(f"resuming from step {progress.step} ({latest.id})")

@@ -16,6 +16,7 @@ from ray.exceptions import RayTaskError
 
 from next_ray.actors import parts
 from next_ray.actors.cluster import result
+from next_ray.actors.observed import RunActor
 from next_ray.actors.seats import Seat
 from next_ray.actors.shipping import ModelPlace, localize
 from next_ray.errors import ActorLostError
@@ -35,7 +36,7 @@ class Sampled:
     restarts: int
 
 
-class EngineActor:
+class EngineActor(RunActor):
     """Holds one engine in its thread; its methods come back while that thread samples, so adapters change without a pause."""
 
     def __init__(self, spec: EngineSpec, place: ModelPlace, files: dict[str, bytes] | None) -> None:

@@ -15,6 +15,7 @@ from ray.exceptions import RayTaskError
 
 from next_ray.actors import parts
 from next_ray.actors.cluster import result
+from next_ray.actors.observed import RunActor
 from next_ray.actors.seats import Note, backoff_s, kill
 from next_ray.actors.shipping import ModelPlace, localize
 from next_ray.config import AfterJumpSection, RecoverySection
@@ -30,7 +31,7 @@ Policy = dict[str, LoraFactors] | list[parts.PartRefs]
 """What engines serve: an adapter, or references to full weights (none on all ranks but the first)."""
 
 
-class LearnerActor:
+class LearnerActor(RunActor):
     """Holds one `DeepSpeedLearner`; `start` is called on all ranks together, once rank 0's address is known."""
 
     _learner: DeepSpeedLearner

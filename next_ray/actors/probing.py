@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 import ray
 
+from next_ray.actors.cluster import result
 from next_ray.actors.launch import Launched
 from next_ray.config import Config
 from next_ray.errors import ActorLostError
@@ -71,7 +71,7 @@ class _Trial:
         requests = [RolloutRequest(p, version, self._seed + i, 2) for i, p in enumerate(self._prompts)]
         found = []
         for shard in await self._launched.rollout.on_each(requests, self._sampling):
-            found.append(await asyncio.wrap_future(shard.groups.value.future()))
+            found.append(await result(shard.groups.value, "a rollout engine"))
         return found
 
     async def _checked(self, plain: list[list[Group]], changed: list[list[Group]], adapter: Ref[Adapter]) -> ProbeReport:

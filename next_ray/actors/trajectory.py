@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from next_ray.actors.cluster import result
+from next_ray.actors.observed import RunActor
 from next_ray.actors.parts import Reader
 from next_ray.actors.seats import Seat
 from next_ray.actors.shipping import ModelPlace, localize
@@ -59,7 +60,7 @@ class Findings:
     stats: Mapping[str, float]
 
 
-class DeltaActor:
+class DeltaActor(RunActor):
     """Computes the triplets of its shard of modules, on a device of torch or (None) by numpy; holds the last k+1 checkpoints' factors."""
 
     def __init__(self, horizon: int, modules: Sequence[str], device: str | None) -> None:
@@ -77,7 +78,7 @@ class DeltaActor:
         return self._window.observe(index, step, adapter), time.perf_counter() - started
 
 
-class DenseDeltaActor:
+class DenseDeltaActor(RunActor):
     """The same where all weights are trained: holds references to the last k+1 checkpoints and reads them module by module."""
 
     def __init__(self, horizon: int, shapes: Mapping[str, tuple[int, int]], device: str | None, place: ModelPlace, files: Any) -> None:
@@ -103,7 +104,7 @@ class DenseDeltaActor:
         return self._reader.read(index, name) if index else self._base.read(name)
 
 
-class PredictorActor:
+class PredictorActor(RunActor):
     """Holds the predictor; observes checkpoints in order and turns the last ones into candidates."""
 
     def __init__(self, config: ExtrapolationSection, seed: int) -> None:
@@ -198,8 +199,9 @@ class RayTrajectory:
     config: ExtrapolationSection
     archive: Archive
     beside: bool = False
-    _observed: dict[int, _Observed] = field(default_factory=dict)
     _adapters: dict[int, Ref[Adapter]] = field(default_factory=dict)
+    _observed: dict[int, _Observed] = field(default_factory=dict)
+    _parts: dict[int, Sequence[Any]] = field(default_factory=dict)
     _fits: dict[int, Any] = field(default_factory=dict)
     _seconds: list[tuple[str, Any]] = field(default_factory=list)
     _totals: dict[str, float] = field(default_factory=lambda: {"delta": 0.0, "fit": 0.0})
@@ -270,7 +272,7 @@ class RayTrajectory:
         parts = [seat.actor.observe.options(num_returns=2).remote(index, step, policy.value) for seat in self.workers]
         fit = self.predictor.actor.observe.remote(*(triplets for triplets, _ in parts))
         self._seconds += [("delta", seconds) for _, seconds in parts] + [("fit", fit)]
-        self._fits[index] = fit
+        self._parts[index], self._fits[index] = [seconds for _, seconds in parts], fit
         if self.beside:  # the workers hold what they still need
             return
         self._adapters[index] = policy
@@ -288,7 +290,9 @@ class RayTrajectory:
             fit = self._fits.get(index)
             if fit is not None:
                 try:
-                    await result(fit, "the trajectory")
+                    for seat, seconds in zip(self.workers, self._parts[index], strict=True):
+                        await result(seconds, seat.what)  # the predictor waits for them, and who hangs shall be named
+                    await result(fit, "the predictor")
                 except ActorLostError:
                     if attempt == MENDS:
                         raise
