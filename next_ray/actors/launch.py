@@ -16,12 +16,14 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from next_ray.actors.archive import ArchiveRemote, RayArchive
 from next_ray.actors.cluster import Device, OpenCluster, actor_environment, is_intact, place, result
+from next_ray.actors.deltas import DeltaRemote, DenseDeltaRemote
 from next_ray.actors.engines import EngineRemote, RayRollout
 from next_ray.actors.learners import LEARNERS, LearnerRemote, RayLearner
 from next_ray.actors.observed import NAME_VARIABLE
+from next_ray.actors.predictor import PredictorRemote
 from next_ray.actors.seats import Seat, kill
 from next_ray.actors.shipping import ModelPlace, place_of, shipped
-from next_ray.actors.trajectory import DeltaRemote, DenseDeltaRemote, PredictorRemote, RayTrajectory
+from next_ray.actors.trajectory import RayTrajectory
 from next_ray.actors.verifiers import RayRewards, VerifierRemote
 from next_ray.config import Config
 from next_ray.delta.sharding import dense_cost, module_cost, shard_modules

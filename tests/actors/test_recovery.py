@@ -13,8 +13,10 @@ import pytest
 import ray
 
 from next_ray.actors.archive import ArchiveRemote, RayArchive
+from next_ray.actors.deltas import DeltaRemote
+from next_ray.actors.predictor import PredictorRemote
 from next_ray.actors.seats import Seat, asked, backoff_s
-from next_ray.actors.trajectory import DeltaRemote, PredictorRemote, RayTrajectory
+from next_ray.actors.trajectory import RayTrajectory
 from next_ray.actors.verifiers import RayRewards, VerifierRemote
 from next_ray.config import ExtrapolationSection, RecoverySection, RewardSection
 from next_ray.errors import ActorLostError
