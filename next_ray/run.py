@@ -105,7 +105,6 @@ def protect_embedded_ray(folder: Path) -> None:
 async def execute(config: Config) -> None:
     """Open everything from the outside in, run the loop, and close it from the inside out."""
     protect_embedded_ray(cache_root(config.model.cache_dir))
-    os.environ.setdefault("RAY_record_ref_creation_sites", "1")  # so that the watchdog can say which call hangs
     from next_ray.actors.cluster import open_cluster
     from next_ray.actors.launch import Job, launch
     from next_ray.actors.metrics import MetricsReporter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ class Wait:
 
 
 _waits: dict[int, Wait] = {}
+os.environ.setdefault("RAY_record_ref_creation_sites", "1")  # Ray reads it when it is initialised, in this driver and in its actors
 
 
 @contextmanager

@@ -14,12 +14,12 @@ import psutil
 import pytest
 import ray
 
-from next_ray.actors.cluster import actor_environment
+from next_ray.actors.cluster import actor_environment, open_cluster
 from next_ray.actors.engines import EngineRemote
 from next_ray.actors.observed import NAME_VARIABLE, read_stacks, run_actors
 from next_ray.actors.shipping import ModelPlace
 from next_ray.actors.verifiers import VerifierRemote
-from next_ray.config import ModelSection, RewardSection
+from next_ray.config import ClusterSection, ModelSection, RewardSection
 from tests.processes import are_gone_within, family, is_removed_within, lines, segments_of
 from tests.rollout.test_engine import make_spec
 from tests.rollout.tiny_model import save_tiny_model
@@ -31,11 +31,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.vllm]
 def cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, namespace="test-reaping")
-        try:
+        with open_cluster(ClusterSection(dashboard=False), "test-reaping", embedded_cpus=2):
             yield
-        finally:
-            ray.shutdown()
 
 
 def start(remote: Any, what: str, *arguments: Any) -> Any:

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import ray
 
-from next_ray.actors.cluster import actor_environment, result
+from next_ray.actors.cluster import actor_environment, open_cluster, result
 from next_ray.actors.observed import NAME_VARIABLE, RunActor, run_actors
 from next_ray.actors.waits import called, waits
 from next_ray.actors.watchdog import FILE, task_stack, watchdog
-from next_ray.config import RecoverySection
+from next_ray.config import ClusterSection, RecoverySection
 from next_ray.errors import NextRayError
 
 pytestmark = pytest.mark.ray
@@ -54,11 +54,8 @@ class AsyncWorker(RunActor):
 def cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, namespace="test-watchdog")
-        try:
+        with open_cluster(ClusterSection(dashboard=False), "test-watchdog", embedded_cpus=2):
             yield
-        finally:
-            ray.shutdown()
 
 
 @contextlib.contextmanager
@@ -82,16 +79,17 @@ def test_who_hangs_is_named_and_everybody_shows_where_he_is(tmp_path: Path) -> N
     async def run() -> list[str]:
         async with watchdog(section(), tmp_path, said.append):
             quick = [result(fast.oversleep.remote(0.1), "quick ones") for _ in range(3)]
-            slow_ones = [result(slow.oversleep.remote(9), "a verifier"), result(waiting.wait.remote(9), "a rollout engine")]
-            return await asyncio.gather(*slow_ones, *quick)
+            verifier = result(slow.oversleep.remote(9), "a verifier")
+            engine = result(waiting.wait.remote(9), "a rollout engine")
+            return await asyncio.gather(verifier, engine, *quick)
 
     with actor(Worker, "verifier 0") as slow, actor(AsyncWorker, "rollout engine 0") as waiting, actor(Worker, "archive") as fast:
         pid = ray.get(slow.pid.remote())
         assert [one.name for one in run_actors()] == ["archive", "rollout engine 0", "verifier 0"]
         assert asyncio.run(run()) == ["slept", "waited", *["slept"] * 3], "warned of, not ended"
     words = "\n".join(said)
-    assert re.search(rf"hang: verifier 0 \(pid {pid} on [\d.]+, alive\) has not answered .* for [23] s, since \d\d:\d\d:\d\d", words), words
-    assert "test_watchdog.py" in words
+    call = r"oversleep \(test_watchdog.py:\d+\) for \d s, since \d\d:\d\d:\d\d"
+    assert re.search(rf"hang: verifier 0 \(pid {pid} on [\d.]+, alive\) has not answered {call}", words), words
     assert "hang: rollout engine 0" in words and "archive" not in words
     assert words.count("stacks of 3 actors") == 1 and str(tmp_path / FILE) in words
     text = (tmp_path / FILE).read_text()
@@ -148,7 +146,7 @@ BLOCKED = """if True:
     import asyncio, sys, time
     from pathlib import Path
     from next_ray.actors.watchdog import watchdog
-    from next_ray.config import RecoverySection
+    from next_ray.config import ClusterSection, RecoverySection
     def forget_to_await():
         time.sleep(3)
     async def run():
