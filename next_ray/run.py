@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from next_ray import estimate
 from next_ray.commands.ending import ended
-from next_ray.commands.supervise import become_supervisor
+from next_ray.commands.supervise import RESTARTS_VARIABLE, become_supervisor
 from next_ray.commands.words import job_and_overrides
 from next_ray.config import Config
 from next_ray.errors import LeaseError, StoreError, TrainingError
@@ -168,7 +168,8 @@ async def execute(config: Config) -> None:
 
 def resume_command() -> str:
     """What to type to go on with this run."""
-    return shlex.join(["python", "-m", "next_ray.run", *sys.argv[1:]])
+    restarts = os.environ.get(RESTARTS_VARIABLE)
+    return shlex.join(["python", "-m", "next_ray.run", *([f"--restarts={restarts}"] if restarts else []), *sys.argv[1:]])
 
 
 async def _check_read(read: Read, config: Config, report: Report) -> None:

@@ -58,6 +58,10 @@ def wait_s(quick_ends: int) -> float:
     return min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** max(0, quick_ends - 1))
 
 
+RESTARTS_VARIABLE = "NEXT_RAY_RESTARTS"
+"""Environment variable of a supervised run: how often it is started anew, for the command that it prints to go on with."""
+
+
 @dataclass
 class Supervisor:
     """Runs a command again and again, `restarts` times at most after faults."""
@@ -161,6 +165,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def become_supervisor(restarts: int, words: Sequence[str]) -> None:
     """Turn this process, with all that it has imported, into a supervisor that has imported next to nothing; does not return."""
+    os.environ[RESTARTS_VARIABLE] = str(restarts)
     os.execv(sys.executable, [sys.executable, "-m", "next_ray.commands.supervise", str(restarts), *words])
 
 
