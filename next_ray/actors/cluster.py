@@ -111,10 +111,10 @@ def _start_embedded(**options: Any) -> Any:
 async def place(
     bundles: Sequence[Mapping[str, float]], labels: Mapping[str, str], what: str, wait_s: float, say: Callable[[str], None]
 ) -> PlacementGroup:
-    """Reserve bundles for `what`; says what is missing while it waits, and raises `PlacementError` after `wait_s` seconds."""
+    """Reserve bundles for `what`; says what is missing while it waits, ever less often, and raises `PlacementError` after `wait_s` seconds."""
     selector: Any = [dict(labels)] * len(bundles) if labels else None
     group = placement_group([dict(b) for b in bundles], strategy="PACK", bundle_label_selector=selector)
-    started = time.monotonic()
+    started, said_s = time.monotonic(), 2.5
     while True:
         if await asyncio.to_thread(group.wait, 0.2 if time.monotonic() - started < 5 else 5):
             return group
@@ -127,7 +127,8 @@ async def place(
                 f"{_resources_sentence(ray.available_resources())} free{labelled}. Waited {waited:.0f} s (cluster.wait_s). "
                 "Add nodes, ask for less, or wait longer."
             )
-        if waited > 5:
+        if waited > 2 * said_s:
+            said_s = waited
             say(f"waiting {waited:.0f} s for {what}: asked for {_bundles_sentence(bundles, labels)}; the cluster has {have}{labelled}")
 
 

@@ -128,11 +128,11 @@ class Seat:
 
 
 async def asked(seat: Seat, ask: Callable[[Any], Sequence[Any]]) -> tuple[Sequence[Any], Any]:
-    """Ask the actor of a seat; one that dies over it is asked again, once, when it is back. What is asked must bear repetition.
+    """Ask the actor of a seat; when it dies over it the next one is asked, until the seat gives up. What is asked bears repetition.
 
     `ask` makes the call and returns its references, the last of which is waited for; the result is all references and its value.
     """
-    for is_last in (False, True):
+    while True:
         actor = await seat.up()
         refs = ask(actor)
         try:
@@ -141,12 +141,9 @@ async def asked(seat: Seat, ask: Callable[[Any], Sequence[Any]]) -> tuple[Sequen
             raise
         except ActorLostError as error:
             seat.lost(actor, str(error))
-            if is_last:
-                raise
         else:
             seat.worked()
             return refs, value
-    raise AssertionError("unreachable")
 
 
 def kill(actor: Any) -> None:
