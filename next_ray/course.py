@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from next_ray.actors.draining import Drains
-from next_ray.actors.launch import LEARNERS, Launched
+from next_ray.actors.launch import Launched
+from next_ray.actors.learners import LEARNERS
+from next_ray.actors.probing import probe
 from next_ray.actors.seats import backoff_s
 from next_ray.config import Config
 from next_ray.data.splits import Splits
-from next_ray.errors import ActorLostError, StoppedError
+from next_ray.errors import ActorLostError, LearnerLostError, StoppedError
 from next_ray.loop import TrainingLoop
 from next_ray.ports import Reporter, Stages
 from next_ray.progress import progress_at
@@ -51,10 +53,13 @@ class Course:
             watch.cancel()
 
     async def _run(self, latest: Manifest | None) -> tuple[list[EvaluationResult], Sequence[Mapping[str, Any]]]:
-        policy, failures = self.launched.initial, 0
+        policy, failures, is_probed = self.launched.initial, 0, False
         while True:
             loop = self._loop(latest, policy)
             try:
+                if not is_probed:
+                    await self._probe(policy)
+                    is_probed = True
                 if latest:
                     await loop.rebuild_trajectory()
                 if loop.progress.step < self.config.run.steps:  # else the last driver ended before its final evaluation
@@ -78,20 +83,13 @@ class Course:
         return TrainingLoop(self.config, self.splits, stages, self.reporters, progress, policy if latest else None, self.stop)
 
     async def _regrouped(self, latest: Manifest | None, reason: Exception, failures: int) -> Ref[Adapter]:
-        """The gang anew from `latest`, the trajectory and the logs as they were then; tried as often as the budget allows."""
+        """The gang anew from `latest`, the trajectory and the logs as they were then."""
         started = time.monotonic()
         self.reporters.fault(Fault(LEARNERS, FaultEvent.LOST, str(reason)))
-        self.launched.learner.kill()
-        while True:
-            if failures > self.config.recovery.learner_restarts:
-                raise reason
-            await asyncio.sleep(backoff_s(failures, self.config.recovery.backoff_s))
-            try:
-                policy = await self.launched.regroup(latest.id if latest else None)
-                break
-            except ActorLostError as error:
-                reason, failures = error, failures + 1
-                self.reporters.fault(Fault(LEARNERS, FaultEvent.LOST, str(reason)))
+        if failures > self.config.recovery.learner_restarts:
+            raise reason
+        await asyncio.sleep(backoff_s(failures, self.config.recovery.backoff_s))
+        policy = await self.launched.regroup(latest.id if latest else None)
         if latest is None and self.config.learner.mode == "full":
             await self.launched.rollout.reload(BASE_VERSION, None)
         await self.launched.trajectory.restart()
@@ -101,3 +99,15 @@ class Course:
         where = f"step {progress.step} ({latest.id})" if latest else "the beginning"
         self.reporters.fault(Fault(LEARNERS, FaultEvent.BACK, f"training goes on from {where}", time.monotonic() - started))
         return policy
+
+    async def _probe(self, policy: Ref[Adapter]) -> None:
+        """Compare engines and learner before anything is trained; an engine that dies over it is compared when it is back."""
+        self.report.phase("probing")
+        prompts = self.splits.gate[:4]
+        try:
+            found = await probe(self.launched, policy, prompts, self.config)
+        except LearnerLostError:
+            raise
+        except ActorLostError:
+            found = await probe(self.launched, policy, prompts, self.config)
+        self.report.probe(found)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from next_ray import estimate
 from next_ray.commands.ending import ended
+from next_ray.commands.supervise import RESTARTS_VARIABLE, become_supervisor
 from next_ray.commands.words import job_and_overrides
 from next_ray.config import Config
 from next_ray.errors import LeaseError, StoreError, TrainingError
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_intermixed_args(argv)
+    if arguments.restarts and not arguments.dry_run:
+        become_supervisor(arguments.restarts, [*arguments.job, *(["--baseline"] if arguments.baseline else [])])
     config = load_config(*job_and_overrides(arguments.job))
     if arguments.baseline:
         config = as_baseline(config)
@@ -64,7 +67,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dry-run", action="store_true", help="print configuration, batch sizes, placement and memory; start nothing")
     parser.add_argument("--baseline", action="store_true", help="the same budget without extrapolation, as run NAME-baseline")
+    parser.add_argument(
+        "--restarts", type=_count, default=0, metavar="N", help="start the run anew, N times at most, when it is killed or breaks down"
+    )
     return parser
+
+
+def _count(word: str) -> int:
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 0 on")
+    return int(word)
 
 
 def as_baseline(config: Config) -> Config:
@@ -96,7 +108,7 @@ async def execute(config: Config) -> None:
     from next_ray.actors.cluster import open_cluster
     from next_ray.actors.launch import Job, launch
     from next_ray.actors.metrics import MetricsReporter
-    from next_ray.actors.probing import probe
+    from next_ray.actors.watchdog import watchdog
     from next_ray.course import Course
     from next_ray.data.prepare import Read, chosen_reader, filter_by_length, load_splits, load_tokenizer, with_worked_problems
     from next_ray.stopping import Stop, signals_ask
@@ -142,10 +154,8 @@ async def execute(config: Config) -> None:
         reporters = Reporters([report, MetricsReporter(config.run.name)])
         job = Job(config, cluster, model, store, latest.id if latest else None, lease.token, verifiers, report.say, reporters.fault)
         report.phase("starting engines and learners")
+        await stack.enter_async_context(watchdog(config.recovery, output, report.say))
         launched = await stack.enter_async_context(launch(job))
-        report.phase("probing")
-        report.probe(await probe(launched, splits.gate[:4], config))
-
         if latest:
             report.say(f"resuming from step {progress.step} ({latest.id})")
         stop = Stop()
@@ -158,7 +168,8 @@ async def execute(config: Config) -> None:
 
 def resume_command() -> str:
     """What to type to go on with this run."""
-    return shlex.join(["python", "-m", "next_ray.run", *sys.argv[1:]])
+    restarts = os.environ.get(RESTARTS_VARIABLE)
+    return shlex.join(["python", "-m", "next_ray.run", *([f"--restarts={restarts}"] if restarts else []), *sys.argv[1:]])
 
 
 async def _check_read(read: Read, config: Config, report: Report) -> None:

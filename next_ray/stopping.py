@@ -10,6 +10,10 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 
 from next_ray.errors import StoppedError
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ECHO_S = 0.5
+"""A signal that comes again within this time is the same request."""
+
 
 class Stop:
     """A request to end, made at most once, and the places where it is heeded.
@@ -62,10 +66,11 @@ class Stop:
 
 @contextmanager
 def signals_ask(stop: Stop, grace_s: float, resume: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Let SIGINT and SIGTERM ask for an end while what is inside runs in the present task.
+    """Let SIGINT, SIGTERM and SIGHUP ask for an end while what is inside runs in the present task; those that are ignored stay so.
 
-    A second signal, or `grace_s` seconds after the first, cancels the task: then what was done since the last checkpoint is lost.
-    `resume` is the command to go on with.
+    A second signal, or `grace_s` seconds after the first, cancels the task: then what was done since the last checkpoint is lost. The
+    same signal within half a second is the first one again, which `ray job stop` and a supervisor both send. `resume` is the command
+    to go on with.
     """
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield
@@ -74,21 +79,26 @@ def signals_ask(stop: Stop, grace_s: float, resume: str, say: Callable[[str], No
     assert task is not None
     hurried: list[StoppedError] = []
     timers: list[asyncio.TimerHandle] = []
+    first: tuple[int, float] = (0, 0.0)
 
     def hurry(why: str, code: int) -> None:
         hurried.append(StoppedError(f"{why}: what was done after the last checkpoint is lost. Go on from there with:\n  {resume}", code))
         task.cancel()
 
     def handle(number: int) -> None:
+        nonlocal first
         name, code = signal.Signals(number).name, 128 + number
+        if first[0] == number and loop.time() - first[1] < ECHO_S:
+            return
         if timers:
             hurry(f"stopped at once by a second {name}", code)
             return
         say(f"{name}: committing a checkpoint within {grace_s:g} s, then ending; once more ends at once")
+        first = (number, loop.time())
         stop.ask(StoppedError(f"stopped by {name}, with everything committed. Go on with:\n  {resume}", code))
         timers.append(loop.call_later(grace_s, hurry, f"stopped by {name} and not done within recovery.grace_s={grace_s:g} s", code))
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number in STOPS if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
     for number in before:
         loop.add_signal_handler(number, handle, number)
     try:

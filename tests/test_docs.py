@@ -12,7 +12,7 @@ from next_ray.settings import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-FLAGS = {"--dry-run", "--baseline"}
+FLAGS = {"--dry-run", "--baseline", "--restarts"}
 
 
 def identifiers(paths: list[Path]) -> list[str]:
@@ -38,7 +38,7 @@ def commands(text: str) -> list[list[str]]:
 @pytest.mark.parametrize("path", [*DOCUMENTS, *sorted((ROOT / "jobs").glob("*.yaml"))], ids=lambda path: path.name)
 def test_commands_are_valid(path: Path) -> None:
     for words in commands(path.read_text()):
-        assert {word for word in words if word.startswith("--")} <= FLAGS
+        assert {word.partition("=")[0] for word in words if word.startswith("--")} <= FLAGS
         arguments = [word for word in words if not word.startswith("--")]
         files = [word for word in arguments if "=" not in word]
         assert len(files) <= 1

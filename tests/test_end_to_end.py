@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.chaos.faults import actors
 from tests.s3_server import S3Server, s3_server
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
@@ -107,6 +108,40 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(shared: Path) -> None:
     finished = run(env, *common, "run.name=whole")
     assert finished.returncode == 2
     assert "already has all of its 6 steps" in finished.stderr
+
+
+def test_a_run_that_is_hurt_and_stopped_ends_like_an_uninterrupted_one(shared: Path) -> None:
+    """An engine, a learner and the predictor are killed, then the driver is asked to stop, and goes on: the same bytes at the end."""
+    env, store = environment(shared), shared / "store"
+    common = [f"store.url=file://{store}", f"run.output_dir={shared / 'out'}", "run.deterministic=true", "store.lease_s=10"]
+    with (shared / "hurt.txt").open("w") as log:
+        driver = subprocess.Popen(command(*common, "run.name=hurt"), env=env, stdout=log, stderr=log)
+    for step, name in ((1, "EngineActor"), (2, "LearnerActor"), (3, "PredictorActor")):
+        _wait_for_step(store, "hurt", step, driver)
+        for process in list(actors(driver.pid, name)):
+            process.kill()
+    _wait_for_step(store, "hurt", 4, driver)
+    driver.terminate()
+    assert driver.wait(TIME_LIMIT_S) == 143, (shared / "hurt.txt").read_text()
+    said = (shared / "hurt.txt").read_text()
+    assert "rollout engine 0 back after" in said
+    assert "the learners back after" in said
+    assert "stopped by SIGTERM, with everything committed. Go on with:\n  python -m next_ray.run run.steps=6" in said
+    again = run(env, *common, "run.name=hurt")
+    assert again.returncode == 0, again.stdout + again.stderr
+    ends = [{m["step"]: m["objects"] for m in manifests(store, name)}[6] for name in ("whole", "hurt")]
+    assert ends[0] == ends[1]
+    logs = [timeless(shared / "out" / name / "metrics.jsonl") for name in ("whole", "hurt")]
+    whole, hurt = ([row for row in log if row["kind"] in ("step", "evaluation")] for log in logs)
+    assert whole == hurt
+
+
+def _wait_for_step(store: Path, name: str, step: int, driver: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + TIME_LIMIT_S
+    while not any(m["step"] >= step for m in manifests(store, name)):
+        assert driver.poll() is None, "the run ended before it was hurt"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_all_weights_on_two_ranks_jump_and_go_on_on_one(shared: Path) -> None:

@@ -20,6 +20,7 @@ PACKAGE = "next_ray"
 NOUNS = {"", "config", "errors", "ports", "types"}
 PURE = {
     "adapter",
+    "aftermath",
     "alarms",
     "clock",
     "data.boxed",
@@ -62,6 +63,7 @@ PURE = {
     "rollout.probe",
     "rollout.spec",
     "settings",
+    "stacks",
     "threads",
     "watch",
     "weights",
@@ -82,7 +84,7 @@ HOMES = {
     "matplotlib": {"inspect.plots"},
     "numpy": None,
     "peft": {"commands.verify", "integrations", "learn"},
-    "psutil": {"actors", "reward"},
+    "psutil": {"actors", "reward", "rollout"},
     "pyarrow": {"data", "store"},
     "pydantic": {"config", "settings", "store"},
     "pydantic_core": {"settings"},

@@ -104,7 +104,7 @@ def test_an_impossible_placement_says_what_is_asked_and_what_there_is(tmp_path: 
     Qwen2ForCausalLM(model).save_pretrained(tmp_path / "model")
     build_tokenizer().save_pretrained(tmp_path / "model")
     words = [f"model.name={tmp_path / 'model'}", "cluster.engine_labels={market: spot}", "cluster.wait_s=8"]
-    assert_user_error(start(tmp_path, *words), "rollout engine 0", "market=spot", "2 CPU", "cluster.wait_s")
+    assert_user_error(start(tmp_path, *words), "rollout engine 0", "market=spot", "2 CPU", "market=(none) (1)", "cluster.wait_s")
 
 
 def test_the_baseline_is_a_run_of_its_own_without_extrapolation() -> None:

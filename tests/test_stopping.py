@@ -146,8 +146,9 @@ def ended_by(
         loop = asyncio.get_running_loop()
         with signals_ask(stop, grace_s, "python -m next_ray.run job.yaml", said.append):
             loop.call_later(0.02, os.kill, os.getpid(), number)
+            loop.call_later(0.03, os.kill, os.getpid(), number)  # an echo
             if again:
-                loop.call_later(0.06, os.kill, os.getpid(), number)
+                loop.call_later(0.7, os.kill, os.getpid(), number)
             await work(stop)
 
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
@@ -166,7 +167,7 @@ async def busy(stop: Stop) -> None:
     await asyncio.sleep(30)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_asks_and_says_how_to_go_on(number: int, code: int) -> None:
     error, said = ended_by(number, patient)
     assert error.exit_code == code
@@ -176,8 +177,9 @@ def test_a_signal_asks_and_says_how_to_go_on(number: int, code: int) -> None:
 
 
 def test_a_second_signal_ends_at_once() -> None:
-    error, _ = ended_by(signal.SIGTERM, busy, again=True)
+    error, said = ended_by(signal.SIGTERM, busy, again=True)
     assert error.exit_code == 143
+    assert len(said) == 1
     assert "second SIGTERM" in str(error)
 
 

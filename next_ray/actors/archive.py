@@ -9,13 +9,14 @@ from typing import Any
 import ray
 
 from next_ray.actors import parts
+from next_ray.actors.observed import RunActor
 from next_ray.actors.seats import Seat, asked
 from next_ray.learn.kept_batch import TABLE, batch_rows
 from next_ray.store.checkpoints import CheckpointStore
 from next_ray.types import Adapter, Group, LearnerState, LoraFactors, NewCheckpoint, Ref, TrainedBatch
 
 
-class ArchiveActor:
+class ArchiveActor(RunActor):
     """Holds one `CheckpointStore`."""
 
     def __init__(self, store: CheckpointStore, base_fingerprint: str, keep: int | None, lease_token: str | None) -> None:

@@ -6,11 +6,13 @@ import asyncio
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import psutil
 import ray
 from ray._private.state import state as cluster_state
 from ray.exceptions import (
@@ -26,12 +28,16 @@ from ray.exceptions import (
 )
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
+from next_ray.actors.waits import waiting
+from next_ray.aftermath import Aftermath
 from next_ray.config import ClusterSection
 from next_ray.errors import ActorLostError, NextRayError, ObjectGoneError, PlacementError
 from next_ray.rollout.spec import OPENMP_WAITING
 
 Device = Literal["cpu", "gpu"]
 
+END_AGENTS = 'sleep 1; for pid in "$@"; do grep -qi agent "/proc/$pid/cmdline" && kill -9 "$pid"; done'
+"""Ends those of the processes that are still what they were."""
 EMBEDDED_STARTS = 3
 """How often an embedded Ray is started before the run gives up."""
 
@@ -66,12 +72,29 @@ def open_cluster(config: ClusterSection, namespace: str, embedded_cpus: int) -> 
             f"Could not open {where}: {error}. Check that it runs, and that RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH are those "
             "of that cluster."
         ) from error
-    try:
+    with ExitStack() as stack:
+        if not address:
+            stack.callback(agents_end_with_driver().close)
+        stack.callback(ray.shutdown)
         resources = ray.cluster_resources()
         device = config.device if config.device != "auto" else ("gpu" if resources.get("GPU", 0) >= 1 else "cpu")
         yield OpenCluster(device, resources, context.dashboard_url or None, embedded=not address)
-    finally:
-        ray.shutdown()
+
+
+def agents_end_with_driver() -> Aftermath:
+    """End an embedded Ray's agents when this process is killed: they alone would stay, for the minute in which they report the loss.
+
+    All else ends by itself: the kernel ends Ray's other processes with this one, and they their workers.
+    """
+    agents = [process.pid for process in psutil.Process().children(recursive=True) if _is_agent(process)]
+    return Aftermath(END_AGENTS, *map(str, agents))
+
+
+def _is_agent(process: psutil.Process) -> bool:
+    try:
+        return "agent" in " ".join(process.cmdline()).lower()
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _start_embedded(**options: Any) -> Any:
@@ -96,16 +119,16 @@ async def place(
         if await asyncio.to_thread(group.wait, 0.2 if time.monotonic() - started < 5 else 5):
             return group
         waited = time.monotonic() - started
-        have = _resources_sentence(ray.cluster_resources())
+        have, labelled = _resources_sentence(ray.cluster_resources()), labels_sentence(ray.nodes(), labels)
         if waited > wait_s:
             remove_placement_group(group)
             raise PlacementError(
                 f"No place for {what}: asked for {_bundles_sentence(bundles, labels)}; the cluster has {have} in all, "
-                f"{_resources_sentence(ray.available_resources())} free. Waited {waited:.0f} s (cluster.wait_s). "
+                f"{_resources_sentence(ray.available_resources())} free{labelled}. Waited {waited:.0f} s (cluster.wait_s). "
                 "Add nodes, ask for less, or wait longer."
             )
         if waited > 5:
-            say(f"waiting {waited:.0f} s for {what}: asked for {_bundles_sentence(bundles, labels)}; the cluster has {have}")
+            say(f"waiting {waited:.0f} s for {what}: asked for {_bundles_sentence(bundles, labels)}; the cluster has {have}{labelled}")
 
 
 def is_intact(group: PlacementGroup) -> bool:
@@ -136,6 +159,14 @@ def _resources_sentence(resources: Mapping[str, float]) -> str:
     return ", ".join(f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU")) if resources else "nothing"
 
 
+def labels_sentence(nodes: Sequence[Mapping[str, Any]], wanted: Mapping[str, str]) -> str:
+    """What the living nodes (rows of `ray.nodes()`) say about the labels that are asked for, to go on a sentence; empty for none."""
+    if not wanted:
+        return ""
+    found = Counter(", ".join(f"{key}={node['Labels'].get(key, '(none)')}" for key in wanted) for node in nodes if node["Alive"])
+    return "; its nodes have " + "; ".join(f"{text} ({count})" for text, count in sorted(found.items()))
+
+
 LOSSES = (
     RayActorError,
     ActorPlacementGroupRemoved,
@@ -152,7 +183,8 @@ LOSSES = (
 async def result(ref: Any, what: str) -> Any:
     """Await an actor call; a user error inside comes out as itself, a dead actor or a lost object as an `ActorLostError`."""
     try:
-        return await ref
+        with waiting(ref, what):
+            return await ref
     except RayTaskError as error:
         cause = error.cause
         if isinstance(cause, NextRayError):
@@ -165,11 +197,10 @@ async def result(ref: Any, what: str) -> Any:
 
 
 def _lost(error: BaseException, what: str) -> ActorLostError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    advice = "Run the same command again to go on from the last checkpoint."
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     if isinstance(error, ObjectLostError):
-        return ObjectGoneError(f"What {what} was to use is lost: {reason}. {advice}")
-    return ActorLostError(f"The actor for {what} died: {reason}. {advice}")
+        return ObjectGoneError(f"What {what} was to use is lost: {reason}.")
+    return ActorLostError(f"The actor for {what} died: {reason}.")
 
 
 def actor_environment(device: str, threads: int, extra: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ray.exceptions import RayTaskError
 
 from next_ray.actors import parts
 from next_ray.actors.cluster import result
+from next_ray.actors.observed import RunActor
 from next_ray.actors.seats import Seat
 from next_ray.actors.shipping import ModelPlace, localize
 from next_ray.errors import ActorLostError
@@ -35,7 +36,7 @@ class Sampled:
     restarts: int
 
 
-class EngineActor:
+class EngineActor(RunActor):
     """Holds one engine in its thread; its methods come back while that thread samples, so adapters change without a pause."""
 
     def __init__(self, spec: EngineSpec, place: ModelPlace, files: dict[str, bytes] | None) -> None:
@@ -127,7 +128,8 @@ class RayRollout:
 
     async def ready(self) -> None:
         """Begin to start every engine and wait for as many as are needed."""
-        for seat in self.seats:
+        for i, seat in enumerate(self.seats):
+            seat.is_late = i >= self.num_needed
             seat.open()
         await asyncio.gather(*(seat.up() for seat in self.seats[: self.num_needed]))
 

@@ -16,11 +16,14 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from next_ray.actors.archive import ArchiveRemote, RayArchive
 from next_ray.actors.cluster import Device, OpenCluster, actor_environment, is_intact, place, result
+from next_ray.actors.deltas import DeltaRemote, DenseDeltaRemote
 from next_ray.actors.engines import EngineRemote, RayRollout
-from next_ray.actors.learners import LearnerRemote, RayLearner
+from next_ray.actors.learners import LEARNERS, LearnerRemote, RayLearner
+from next_ray.actors.observed import NAME_VARIABLE
+from next_ray.actors.predictor import PredictorRemote
 from next_ray.actors.seats import Seat, kill
 from next_ray.actors.shipping import ModelPlace, place_of, shipped
-from next_ray.actors.trajectory import DeltaRemote, DenseDeltaRemote, PredictorRemote, RayTrajectory
+from next_ray.actors.trajectory import RayTrajectory
 from next_ray.actors.verifiers import RayRewards, VerifierRemote
 from next_ray.config import Config
 from next_ray.delta.sharding import dense_cost, module_cost, shard_modules
@@ -32,7 +35,6 @@ from next_ray.rollout.engine import EngineSpec
 from next_ray.store.checkpoints import CheckpointStore
 from next_ray.types import Adapter, Fault, LearnerState, Ref
 
-LEARNERS = "the learners"
 CLOSE_S = 20.0
 """How long actors may take to leave their process group and remove their adapter folders."""
 
@@ -155,11 +157,13 @@ class _Crew:
         num_needed = config.rollout.min_engines or config.rollout.engines
         await self._reserve(num_needed, len(shards))
         engines = [self._seat(engine_name(i), partial(self._engine, i, num_needed)) for i in range(config.rollout.engines)]
-        judges = [self._seat(f"verifier {i}", self._verifier) for i in range(config.reward.actors)]
+        judges = [self._seat(f"verifier {i}", partial(self._verifier, f"verifier {i}")) for i in range(config.reward.actors)]
         workers = [self._seat(f"delta worker {i}", partial(self._delta_worker, shards, i)) for i in range(len(shards))]
         predictor = self._seat("the predictor", self._predictor) if shards else None
         self.trajectory = RayTrajectory(workers, predictor, config.extrapolation, archive, beside=config.learner.mode == "full")
-        self.learner = learner = RayLearner(self._gang, learner_spec(config, job.model, device), config.extrapolation.after_jump)
+        self.learner = learner = RayLearner(
+            self._gang, learner_spec(config, job.model, device), config.extrapolation.after_jump, config.recovery, job.note
+        )
         rollout = RayRollout(engines, num_needed, split_evenly=config.run.deterministic)
         others = asyncio.gather(rollout.ready(), self.trajectory.ready(), *(seat.up() for seat in judges))
         initial, _ = await asyncio.gather(learner.start(state), others)
@@ -215,14 +219,15 @@ class _Crew:
 
     async def _archive(self) -> Any:
         job = self.job
-        remote = _light(ArchiveRemote, job.cluster.device)
+        remote = _light(ArchiveRemote, job.cluster.device, "archive")
         return remote.remote(job.store, job.model.fingerprint, job.config.store.keep_checkpoints, job.lease_token)
 
-    async def _verifier(self) -> Any:
-        return _light(VerifierRemote, self.job.cluster.device).remote(self.job.config.reward, self.job.verifiers)
+    async def _verifier(self, what: str) -> Any:
+        return _light(VerifierRemote, self.job.cluster.device, what).remote(self.job.config.reward, self.job.verifiers)
 
     async def _predictor(self) -> Any:
-        return _light(PredictorRemote, self.job.cluster.device).remote(self.job.config.extrapolation, self.job.config.run.seed)
+        config = self.job.config
+        return _light(PredictorRemote, self.job.cluster.device, "predictor").remote(config.extrapolation, config.run.seed)
 
     async def _delta_worker(self, shards: Sequence[Sequence[str]], index: int) -> Any:
         job, config = self.job, self.job.config
@@ -233,7 +238,8 @@ class _Crew:
         """An engine in its place, once it stands; it brings the model's files along where its node lacks them."""
         job, config, device = self.job, self.job.config, self.job.cluster.device
         group = await self._engine_place(index, num_needed)
-        remote = _placed(EngineRemote, group, 0, engine_bundle(config, on_gpu=self._on_gpu), device, config.rollout.threads)
+        bundle, threads = engine_bundle(config, on_gpu=self._on_gpu), config.rollout.threads
+        remote = _placed(EngineRemote, group, 0, bundle, device, threads, engine_name(index))
         engine = remote.remote(engine_spec(config, job.model, device), self._model_place, self._shipped())
         try:
             await result(engine.ready.remote(), engine_name(index))
@@ -247,7 +253,9 @@ class _Crew:
         config, device = self.job.config, self.job.cluster.device
         group, bundle = await self._gang_place(), learner_bundle(on_gpu=self._on_gpu)
         return [
-            _placed(LearnerRemote, group, i, bundle, device, config.learner.threads).remote(self._model_place, self._shipped())
+            _placed(LearnerRemote, group, i, bundle, device, config.learner.threads, f"learner rank {i}").remote(
+                self._model_place, self._shipped()
+            )
             for i in range(config.learner.ranks)
         ]
 
@@ -312,22 +320,23 @@ def delta_worker(
     """The delta worker of a shard: in the group's place and computing on its GPU, or without a group on the CPU, reserving nothing."""
     horizon, share = config.extrapolation.horizon, delta_bundle(config)
     kind = DeltaRemote if whole is None else DenseDeltaRemote
-    remote = _light(kind, device) if group is None else _placed(kind, group, index, share, device, 1)
+    what = f"delta worker {index}"
+    remote = _light(kind, device, what) if group is None else _placed(kind, group, index, share, device, 1, what)
     where = None if group is None else "cuda"
     if whole is None:
         return remote.remote(horizon, shard, where)
     return remote.remote(horizon, whole.part(shard), where, whole.place, whole.files)
 
 
-def _placed(remote: Any, group: PlacementGroup, index: int, bundle: dict[str, float], device: str, threads: int) -> Any:
+def _placed(remote: Any, group: PlacementGroup, index: int, bundle: dict[str, float], device: str, threads: int, what: str) -> Any:
     return remote.options(
         num_cpus=bundle.get("CPU", 0),
         num_gpus=bundle.get("GPU", 0),
         scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
-        runtime_env=actor_environment(device, threads),
+        runtime_env=actor_environment(device, threads, {NAME_VARIABLE: what}),
     )
 
 
-def _light(remote: Any, device: str) -> Any:
+def _light(remote: Any, device: str, what: str) -> Any:
     """An actor that reserves nothing: its work is small or yields to the others."""
-    return remote.options(num_cpus=0, runtime_env=actor_environment(device, threads=1))
+    return remote.options(num_cpus=0, runtime_env=actor_environment(device, 1, {NAME_VARIABLE: what}))

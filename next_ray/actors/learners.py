@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,20 +15,23 @@ from ray.exceptions import RayTaskError
 
 from next_ray.actors import parts
 from next_ray.actors.cluster import result
-from next_ray.actors.seats import kill
+from next_ray.actors.observed import RunActor
+from next_ray.actors.seats import Note, backoff_s, kill
 from next_ray.actors.shipping import ModelPlace, localize
-from next_ray.config import AfterJumpSection
+from next_ray.config import AfterJumpSection, RecoverySection
 from next_ray.errors import ActorLostError, LearnerLostError, ObjectGoneError
 from next_ray.estimate import FULL_PROBE_RANK
 from next_ray.learn.deepspeed_learner import DeepSpeedLearner, LearnerSpec
 from next_ray.rollout.probe import make_probe_adapter, probe_adapter
-from next_ray.types import Adapter, Group, LearnerState, LoraFactors, Ref, UpdatePlan, UpdateResult
+from next_ray.types import Adapter, Fault, FaultEvent, Group, LearnerState, LoraFactors, Ref, UpdatePlan, UpdateResult
 
+LEARNERS = "the learners"
+"""What the gang is called in messages."""
 Policy = dict[str, LoraFactors] | list[parts.PartRefs]
 """What engines serve: an adapter, or references to full weights (none on all ranks but the first)."""
 
 
-class LearnerActor:
+class LearnerActor(RunActor):
     """Holds one `DeepSpeedLearner`; `start` is called on all ranks together, once rank 0's address is known."""
 
     _learner: DeepSpeedLearner
@@ -100,16 +104,35 @@ class RayLearner:
     Args:
         hire: places and creates the actors of all ranks.
         spec: rank 0's, without address.
+        after_jump: how to go on from a candidate.
+        recovery: how often a gang that does not come up is started again.
+        note: hears of every gang that did not.
     """
 
     hire: Callable[[], Awaitable[Sequence[Any]]]
     spec: LearnerSpec
     after_jump: AfterJumpSection
+    recovery: RecoverySection
+    note: Note
     ranks: Sequence[Any] = ()
 
     async def start(self, state: Ref[LearnerState] | None) -> Ref[Adapter]:
-        """Start all ranks, from a learner state or anew, and return what they go on from; a gang that there was is torn down."""
-        self.kill()
+        """Start all ranks, from a learner state or anew, and return what they go on from; a gang that there was is torn down.
+
+        A gang that does not come up is started again, as often as `recovery.learner_restarts` says.
+        """
+        for failures in itertools.count(1):
+            self.kill()
+            try:
+                return await self._start(state)
+            except LearnerLostError as error:
+                if failures > self.recovery.learner_restarts:
+                    raise
+                self.note(Fault(LEARNERS, FaultEvent.LOST, str(error)))
+                await asyncio.sleep(backoff_s(failures, self.recovery.backoff_s))
+        raise AssertionError("unreachable")
+
+    async def _start(self, state: Ref[LearnerState] | None) -> Ref[Adapter]:
         try:
             self.ranks = await self.hire()
             host, port = await self._answer(self.ranks[0].address.remote())

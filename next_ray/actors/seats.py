@@ -29,7 +29,8 @@ class Seat:
     """The place of one actor of a run, called `what` in messages.
 
     The actor is started by `start`, which returns a handle once it can be used, and may wait for a place as long as it likes.
-    Failures count in a row: `worked` says that the actor was of use, and forgives them. `reason` is why it was lost last.
+    Failures count in a row: `worked` says that the actor was of use, and forgives them. `reason` is why it was lost last. With
+    `is_late` the others do not wait for it when the run starts.
     """
 
     def __init__(self, what: str, start: Start, recovery: RecoverySection, note: Note, end: Callable[[Any], None] | None = None) -> None:
@@ -37,6 +38,7 @@ class Seat:
         self._end = end or kill
         self.actor: Any = None
         self.reason = ""
+        self.is_late = False
         self._start, self._recovery, self._note = start, recovery, note
         self._failures = 0
         self._lost_at: float | None = None
@@ -106,8 +108,7 @@ class Seat:
             if self._failures > self._recovery.actor_restarts:
                 raise ActorLostError(
                     f"The actor for {self.what} failed {self._failures} times in a row (recovery.actor_restarts="
-                    f"{self._recovery.actor_restarts}). See infrastructure.log and Ray's logs for the reason, then run the same command "
-                    "again to go on from the last checkpoint."
+                    f"{self._recovery.actor_restarts}), at last: {self.reason} More is in infrastructure.log and in Ray's logs."
                 )
             await asyncio.sleep(backoff_s(self._failures, self._recovery.backoff_s))
             try:
@@ -115,12 +116,14 @@ class Seat:
                 break
             except ActorLostError as error:
                 self._failures += 1
-                self._lost_at = self._lost_at or time.monotonic()
+                self._lost_at, self.reason = self._lost_at or time.monotonic(), str(error)
                 self._note(Fault(self.what, FaultEvent.LOST, str(error)))
         self.actor, self._coming = actor, None
         if self._lost_at is not None:
             self._note(Fault(self.what, FaultEvent.BACK, "started anew", time.monotonic() - self._lost_at))
             self._lost_at = None
+        elif self.is_late:
+            self._note(Fault(self.what, FaultEvent.JOINS, "the cluster has room for it now"))
         return actor
 
 

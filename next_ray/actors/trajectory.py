@@ -4,174 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import ray
 from ray.exceptions import RayTaskError
 
 from next_ray.actors.cluster import result
-from next_ray.actors.parts import Reader
-from next_ray.actors.seats import Seat, asked
-from next_ray.actors.shipping import ModelPlace, localize
-from next_ray.checkpoints.models import open_model_folder
+from next_ray.actors.predictor import Findings, Seen
+from next_ray.actors.seats import Seat
 from next_ray.config import ExtrapolationSection
-from next_ray.delta.dense_window import DenseWindow
-from next_ray.delta.sharding import merge_shards
-from next_ray.delta.trajectory import WeightTrajectory, from_adapters
-from next_ray.delta.window import DeltaWindow
 from next_ray.errors import ActorLostError, ExtrapolationError, NextRayError
-from next_ray.extrapolate.methods.next import from_last_along
-from next_ray.extrapolate.plan import Fitted, Setting
-from next_ray.extrapolate.proposals import WINDOWED, candidate_name, make_candidates
+from next_ray.extrapolate.proposals import WINDOWED, candidate_name
 from next_ray.ports import Archive
-from next_ray.predict.predictor import TrajectoryPredictor
-from next_ray.types import Adapter, BacktestScore, Candidate, CheckpointTriplets, LoraFactors, Proposal, Ref, Triplet
+from next_ray.types import Adapter, Candidate, Proposal, Ref
 
-BACKGROUND_NICENESS = 10
-"""On a CPU machine trajectory work yields to rollout and update."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What is known of an observed checkpoint beside its adapter: index (1-based), training step, and accuracy where there is one."""
-
-    index: int
-    step: int
-    accuracy: float | None
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What the predictor says beside the candidates: abstentions, back test, truncation error per candidate, fit statistics."""
-
-    abstained: Mapping[str, str]
-    backtest: tuple[BacktestScore, ...]
-    evidence: str
-    truncation: Sequence[float]
-    stats: Mapping[str, float]
-
-
-class DeltaActor:
-    """Computes the triplets of its shard of modules, on a device of torch or (None) by numpy; holds the last k+1 checkpoints' factors."""
-
-    def __init__(self, horizon: int, modules: Sequence[str], device: str | None) -> None:
-        os.nice(BACKGROUND_NICENESS)
-        self._horizon, self._modules, self._device = horizon, tuple(modules), device
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget the trajectory."""
-        self._window = DeltaWindow(self._horizon, self._modules, self._device)
-
-    def observe(self, index: int, step: int, adapter: Adapter) -> tuple[CheckpointTriplets, float]:
-        """Triplets of checkpoint `index`, and the seconds they took."""
-        started = time.perf_counter()
-        return self._window.observe(index, step, adapter), time.perf_counter() - started
-
-
-class DenseDeltaActor:
-    """The same where all weights are trained: holds references to the last k+1 checkpoints and reads them module by module."""
-
-    def __init__(self, horizon: int, shapes: Mapping[str, tuple[int, int]], device: str | None, place: ModelPlace, files: Any) -> None:
-        os.nice(BACKGROUND_NICENESS)
-        self._horizon, self._shapes, self._device = horizon, shapes, device or "cpu"
-        self._base = open_model_folder(Path(localize(place, files)))
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget the trajectory."""
-        self._window = DenseWindow(self._horizon, self._shapes, self._device)
-        self._reader = Reader()
-
-    def observe(self, index: int, step: int, policy: Any) -> tuple[CheckpointTriplets, float]:
-        """Triplets of checkpoint `index`, a learner state or references to float32 weights, and the seconds they took."""
-        started = time.perf_counter()
-        self._reader.hold(index, policy)
-        triplets = self._window.observe(index, step, self._read)
-        self._reader.drop_before(index - self._horizon + 1)
-        return triplets, time.perf_counter() - started
-
-    def _read(self, index: int, name: str) -> np.ndarray:
-        return self._reader.read(index, name) if index else self._base.read(name)
-
-
-class PredictorActor:
-    """Holds the predictor; observes checkpoints in order and turns the last ones into candidates."""
-
-    def __init__(self, config: ExtrapolationSection, seed: int) -> None:
-        os.nice(BACKGROUND_NICENESS)
-        self._config, self._seed = config, seed
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget the trajectory and the fit."""
-        self._predictor = TrajectoryPredictor(self._config.predictor, self._config.horizon, self._seed, self._config.abstain)
-        self._observed: dict[int, CheckpointTriplets] = {}
-
-    def observe(self, *parts: CheckpointTriplets) -> float:
-        """Join the workers' shards, back-test, fit; returns the seconds that took."""
-        started = time.perf_counter()
-        triplets = merge_shards(parts)
-        self._predictor.observe(triplets)
-        if any(method == "alpharl" for method, _ in self._config.proposals):
-            self._observed[triplets.index] = triplets
-        return time.perf_counter() - started
-
-    def propose(self, wanted: Sequence[tuple[str, float]], seen: Sequence[Seen], *adapters: Adapter) -> tuple[Any, ...]:
-        """Findings, then one adapter (or None) per wanted (method, alpha); `adapters` are the last checkpoints, described by `seen`."""
-        trajectory = self._trajectory(seen, adapters)
-        setting = Setting(self._config.horizon, self._seed)
-        fitted, reason = self._next(trajectory) if any(method == "next" for method, _ in wanted) else ({}, None)
-        offered = [(method, alpha) for method, alpha in wanted if method != "next" or reason is None]
-        made = make_candidates(offered, trajectory, setting, fitted, rank=2 * max(f.rank for f in adapters[-1].values()))
-        abstained = {**made.abstained, **({} if reason is None else {"next": reason})}
-        by_name = dict(zip(offered, made.adapters, strict=True))
-        found = [by_name.get(name) for name in wanted]
-        truncation = [0.0 if one is None else one.truncation_error for one in found]
-        findings = Findings(abstained, self._predictor.backtest, self._predictor.evidence, truncation, self._predictor.stats)
-        return (findings, *(None if one is None else one.adapter for one in found))
-
-    def propose_beside(self, wanted: Sequence[tuple[str, float]]) -> tuple[Any, ...]:
-        """`propose` where all weights are trained: NExt's steps alone, adapters of rank 1 that go beside the last checkpoint."""
-        reason = self._predictor.abstention
-        steps: Mapping[str, Triplet] = {}
-        if reason is None:
-            try:
-                steps = self._predictor.predict()
-            except ExtrapolationError as error:
-                reason = str(error)
-        findings = Findings(
-            {} if reason is None else {"next": reason},
-            self._predictor.backtest,
-            self._predictor.evidence,
-            [0.0] * len(wanted),
-            self._predictor.stats,
-        )
-        return (findings, *(None if reason else as_adapter(steps, alpha) for _, alpha in wanted))
-
-    def _trajectory(self, seen: Sequence[Seen], adapters: Sequence[Adapter]) -> WeightTrajectory:
-        """With the workers' triplets where all of them are at hand, so that nothing is computed twice."""
-        known = [one.accuracy for one in seen if one.accuracy is not None]
-        trajectory = from_adapters([one.step for one in seen], adapters, known if len(known) == len(seen) else None)
-        if sorted(self._observed) != [one.index for one in seen]:
-            return trajectory
-        modules = {name: [self._observed[one.index].modules[name] for one in seen] for name in trajectory.modules}
-        return replace(trajectory, computed={self._config.horizon: modules})
-
-    def _next(self, trajectory: WeightTrajectory) -> tuple[dict[str, Fitted], str | None]:
-        """What NExt has learned beside training, or why it says nothing."""
-        if self._predictor.abstention is not None:
-            return {}, self._predictor.abstention
-        try:
-            return {"next": from_last_along(trajectory, self._predictor.predict(), {})}, None
-        except ExtrapolationError as error:
-            return {}, str(error)
+MENDS = 10
+"""How often a checkpoint is shown to everybody anew since somebody died, before that is the run's failure."""
 
 
 @dataclass(frozen=True)
@@ -196,8 +46,9 @@ class RayTrajectory:
     config: ExtrapolationSection
     archive: Archive
     beside: bool = False
-    _observed: dict[int, _Observed] = field(default_factory=dict)
     _adapters: dict[int, Ref[Adapter]] = field(default_factory=dict)
+    _observed: dict[int, _Observed] = field(default_factory=dict)
+    _parts: dict[int, Sequence[Any]] = field(default_factory=dict)
     _fits: dict[int, Any] = field(default_factory=dict)
     _seconds: list[tuple[str, Any]] = field(default_factory=list)
     _totals: dict[str, float] = field(default_factory=lambda: {"delta": 0.0, "fit": 0.0})
@@ -218,7 +69,7 @@ class RayTrajectory:
         if index in self._observed:
             return
         self._observed[index] = _Observed(Seen(index, step, accuracy), checkpoint_id)
-        if all(seat.actor is not None for seat in self.seats):  # else it is shown with the others when they are back
+        if not self._mending.locked() and all(seat.actor is not None for seat in self.seats):  # else it is shown after the others
             self._digest(index, policy)
         watch = asyncio.create_task(self._watch(index))
         self._watches.add(watch)
@@ -268,7 +119,7 @@ class RayTrajectory:
         parts = [seat.actor.observe.options(num_returns=2).remote(index, step, policy.value) for seat in self.workers]
         fit = self.predictor.actor.observe.remote(*(triplets for triplets, _ in parts))
         self._seconds += [("delta", seconds) for _, seconds in parts] + [("fit", fit)]
-        self._fits[index] = fit
+        self._parts[index], self._fits[index] = [seconds for _, seconds in parts], fit
         if self.beside:  # the workers hold what they still need
             return
         self._adapters[index] = policy
@@ -282,17 +133,20 @@ class RayTrajectory:
 
     async def _digested(self, index: int) -> None:
         """Wait until the predictor knows checkpoint `index`, mending what dies meanwhile; one that was forgotten meanwhile is none."""
-        for is_last in (False, True):
+        for attempt in range(MENDS + 1):
             fit = self._fits.get(index)
-            try:
-                if fit is not None:
-                    await result(fit, "the trajectory")
+            if fit is not None:
+                try:
+                    for seat, seconds in zip(self.workers, self._parts[index], strict=True):
+                        await result(seconds, seat.what)  # the predictor waits for them, and who hangs shall be named
+                    await result(fit, "the predictor")
+                except ActorLostError:
+                    if attempt == MENDS:
+                        raise
+                else:
                     for seat in self.seats:
                         seat.worked()
                     return
-            except ActorLostError:
-                if is_last:
-                    raise
             await self._mend(index, fit)
             if index not in self._observed:
                 return
@@ -304,42 +158,41 @@ class RayTrajectory:
                 return
             self._fits, self._adapters = {}, {}
             await self._forget()
-            for i, one in sorted(self._observed.items()):
-                self._digest(i, await self.archive.adapter(one.checkpoint_id))
+            while missing := sorted(self._observed.keys() - self._fits.keys()):  # more may come meanwhile
+                for i in missing:
+                    self._digest(i, await self.archive.adapter(self._observed[i].checkpoint_id))
 
     async def _forget(self) -> None:
         """All actors there, and none of them knows anything."""
-        await asyncio.gather(*(asked(seat, lambda actor: [actor.restart.remote()]) for seat in self.seats))
+        await asyncio.gather(*(_restarted(seat) for seat in self.seats))
 
     async def _proposed(self, names: Sequence[tuple[str, float]]) -> tuple[Findings, Sequence[Any]]:
-        """The predictor's findings and the references of its adapters; a predictor that dies over it is asked again, once."""
+        """The predictor's findings and the references of its adapters; a predictor that dies over it is asked again."""
         predictor = self.predictor
         assert predictor is not None
         last = max(self._observed)
-        for is_last in (False, True):
+        for attempt in range(MENDS + 1):
+            actor = await predictor.up()
             seen, adapters = [self._observed[i].seen for i in self._adapters], [ref.value for ref in self._adapters.values()]
-            method = predictor.actor.propose_beside if self.beside else predictor.actor.propose
+            method = actor.propose_beside if self.beside else actor.propose
             arguments = [names] if self.beside else [names, seen, *adapters]
             head, *refs = method.options(num_returns=1 + len(names)).remote(*arguments)
             try:
                 return await result(head, predictor.what), refs
             except ActorLostError as error:
-                if is_last:
+                if attempt == MENDS:
                     raise
-                predictor.lost(predictor.actor, str(error))
+                predictor.lost(actor, str(error))
             await self._mend(last, self._fits.get(last))
             await self._digested(last)
         raise AssertionError("unreachable")
 
 
-def as_adapter(steps: Mapping[str, Triplet], alpha: float) -> dict[str, LoraFactors]:
-    """alpha sigma u v^T of every module as an adapter of rank 1 (NExt, arXiv 2604.11446, eq. 10)."""
-    return {
-        name: LoraFactors(a=step.v[None].astype(np.float32), b=(alpha * step.sigma * step.u)[:, None].astype(np.float32), scale=1.0)
-        for name, step in steps.items()
-    }
-
-
-DeltaRemote = ray.remote(DeltaActor)
-DenseDeltaRemote = ray.remote(DenseDeltaActor)
-PredictorRemote = ray.remote(PredictorActor)
+async def _restarted(seat: Seat) -> None:
+    """The actor of a seat, knowing nothing; one that does not live to say so is followed by another as long as the seat allows."""
+    while True:
+        actor = await seat.up()
+        try:
+            return await result(actor.restart.remote(), seat.what)
+        except ActorLostError as error:
+            seat.lost(actor, str(error))

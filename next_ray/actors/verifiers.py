@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 
 import ray
 
+from next_ray.actors.observed import RunActor
 from next_ray.actors.seats import Seat, asked
 from next_ray.config import RewardSection
 from next_ray.reward.pool import VerifierPool
 from next_ray.types import Group, Sample, Scores, Shard
 
 
-class VerifierActor:
+class VerifierActor(RunActor):
     """Holds one `VerifierPool`."""
 
     def __init__(self, config: RewardSection, kinds: Sequence[str]) -> None:

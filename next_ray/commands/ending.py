@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from next_ray.errors import NextRayError, StoppedError
+from next_ray.errors import ActorLostError, NextRayError, StoppedError
 
 USER_ERROR = 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -38,6 +38,9 @@ def ended(work: Callable[[], object], interrupted: str) -> int:
     except StoppedError as stop:
         print(f"\n{stop}", file=sys.stderr)
         return stop.exit_code
+    except ActorLostError as error:
+        print(f"\nerror: {error} {interrupted[0].upper()}{interrupted[1:]}.", file=sys.stderr)
+        return USER_ERROR
     except NextRayError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return USER_ERROR

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from next_ray.aftermath import Aftermath
 from next_ray.data.template import PromptEncoder
 from next_ray.errors import ConfigError, DataError, ModelError, StaleCompletionError
 from next_ray.rollout.reloading import incoming
-from next_ray.rollout.scratch import ScratchFolder
+from next_ray.rollout.scratch import ScratchFolder, remove_segments_after_us, shared_segments
 from next_ray.rollout.slots import AdapterSlots
 from next_ray.rollout.spec import EngineSpec, engine_arguments, round_up_rank, set_environment
 from next_ray.rollout.stepping import Batch, InFlight
@@ -60,13 +61,16 @@ class VllmEngine:
         self._spec = spec
         self._version = BASE_VERSION
         self._llm: Any = None
+        self._segments: Aftermath | None = None
         set_environment(spec)
         self._scratch = ScratchFolder(spec.adapter_dir)
+        others = shared_segments()
         try:
             self._start()
         except BaseException:
             self.close()
             raise
+        self._segments = remove_segments_after_us(but=others)
         self._startup_s = time.monotonic() - started
 
     def __enter__(self) -> VllmEngine:
@@ -236,6 +240,8 @@ class VllmEngine:
             del llm
             gc.collect()
         self._scratch.close()
+        if self._segments is not None:
+            self._segments.close()
 
     def _staying(self, in_force: int) -> int | None:
         """The version whose requests stay in flight when it comes into force; None: every version's."""

@@ -14,6 +14,7 @@ from next_ray.errors import ConfigError
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values vLLM accepts for its largest adapter rank."""
 CPU_WORKER = "next_ray.rollout.cpu_worker.GroupedLoraWorker"
+WORKER_PROCESS = "next_ray.rollout.worker_process.WorkerProcess"
 CPU_BLOCK_TOKENS = 32
 """Tokens of a key-value block on CPU: small, so that the samples of a group share the prefill of a short prompt."""
 OPENMP_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
@@ -114,7 +115,7 @@ def engine_arguments(spec: EngineSpec, max_lora_rank: int) -> dict[str, Any]:
             "max_cpu_loras": spec.max_adapters,
         }
     if rollout.tensor_parallel_size > 1:
-        arguments["distributed_executor_backend"] = "mp"
+        arguments |= {"distributed_executor_backend": "mp", "worker_extension_cls": WORKER_PROCESS}
     if cpu:
         arguments |= {
             "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30),

@@ -92,6 +92,7 @@ class FaultEvent(StrEnum):
 
     LOST = "lost"
     BACK = "back"
+    JOINS = "joins"
     HANGS = "hangs"
     STOPPING = "stopping"
     RESUMED = "resumed"

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from next_ray.actors.trajectory import Findings, PredictorActor, Seen
+from next_ray.actors.predictor import Findings, PredictorActor, Seen
 from next_ray.config import ExtrapolationSection
 from next_ray.delta.history import FactorHistory
 from next_ray.delta.trajectory import from_adapters

@@ -41,8 +41,8 @@ def problems(store: CheckpointStore, steps: int, interval: int, num_prompts: int
             list(store.load_state(manifest).parts)
         except Exception as error:
             found.append(f"checkpoint {manifest.id}: {error}")
-    trained = {m.step for m in manifests.values() if m.kind is CheckpointKind.TRAINED}
-    jumps = sorted({0} | {m.step for m in manifests.values() if m.kind is CheckpointKind.JUMPED})
+    trained = {m.step for m in manifests.values() if m.kind in (CheckpointKind.TRAINED, CheckpointKind.REVERTED)}
+    jumps = sorted({0} | {m.step for m in manifests.values() if m.kind in (CheckpointKind.JUMPED, CheckpointKind.REVERTED)})
     planned = {steps}
     for start, end in zip(jumps, [*jumps[1:], steps], strict=True):
         planned |= set(range(start + interval, end + 1, interval))

@@ -4,9 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
-from next_ray.rollout.scratch import PREFIX, ScratchFolder, sweep
+from next_ray.rollout.scratch import LOCK_FILE, PREFIX, SHARED_MEMORY, ScratchFolder, sweep
+from tests.processes import is_removed_within
 
 
 def test_private_unique_and_removed(tmp_path: Path) -> None:
@@ -21,12 +23,13 @@ def test_private_unique_and_removed(tmp_path: Path) -> None:
     second.close()
 
 
-def test_a_killed_holders_folder_is_swept_and_a_living_ones_stays(tmp_path: Path) -> None:
+def test_a_killed_holders_folder_is_gone_and_a_living_ones_stays(tmp_path: Path) -> None:
     living = ScratchFolder(str(tmp_path))
     code = f"""if True:
         import time
         from next_ray.rollout.scratch import ScratchFolder
         folder = ScratchFolder({str(tmp_path)!r})
+        (folder.path / "weights").write_bytes(b"x")
         print(folder.path, flush=True)
         time.sleep(60)
     """
@@ -36,10 +39,42 @@ def test_a_killed_holders_folder_is_swept_and_a_living_ones_stays(tmp_path: Path
         orphan = Path(child.stdout.readline().strip())
         assert sweep(tmp_path) == []
         child.send_signal(signal.SIGKILL)
-    assert orphan.exists()
-    assert sweep(tmp_path) == [orphan]
-    assert living.path.exists() and not orphan.exists()
+    assert is_removed_within(10, orphan)
+    assert living.path.exists()
     living.close()
+
+
+def test_what_nobody_removed_is_swept(tmp_path: Path) -> None:
+    orphan = tmp_path / f"{PREFIX}orphan"
+    orphan.mkdir()
+    (orphan / LOCK_FILE).touch()
+    living = ScratchFolder(str(tmp_path))
+    assert not orphan.exists()
+    assert sweep(tmp_path) == []
+    living.close()
+
+
+def test_shared_memory_of_a_killed_process_is_removed_and_nobody_elses() -> None:
+    code = """if True:
+        import multiprocessing.shared_memory, time
+        from next_ray.rollout.scratch import remove_segments_after_us
+        segment = multiprocessing.shared_memory.SharedMemory(create=True, size=4096)
+        multiprocessing.resource_tracker.unregister(segment._name, "shared_memory")  # as one that was killed, too
+        aftermath = remove_segments_after_us()
+        print(segment.name, flush=True)
+        time.sleep(60)
+    """
+    others = SharedMemory(create=True, size=4096)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        segment = SHARED_MEMORY / child.stdout.readline().strip()
+        assert segment.exists()
+        child.send_signal(signal.SIGKILL)
+    assert is_removed_within(10, segment)
+    assert (SHARED_MEMORY / others.name).exists()
+    others.close()
+    others.unlink()
 
 
 def test_other_folders_are_left_alone(tmp_path: Path) -> None:
