@@ -22,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from next_ray.config import ArithmeticSource, Config
+from next_ray.config.section import CredentialsError
 from next_ray.errors import ConfigError
 from next_ray.yaml_core import MAX_DEPTH, Dumper, Loader
 
@@ -263,6 +264,8 @@ def _key_of(detail: ErrorDetails, tree: Any) -> KeyPath:
 def _sentence(key: KeyPath, details: Sequence[ErrorDetails], draft: _Draft) -> str:
     first = details[0]
     name, origin = _dotted(key), draft.origin(key)
+    if isinstance(error := first.get("ctx", {}).get("error"), CredentialsError):
+        return f"{name} {error}"  # the override itself is not shown: it holds them
     match first["type"]:
         case "extra_forbidden":
             return f"unknown key {name}{origin}{_suggest(key, draft)}"
