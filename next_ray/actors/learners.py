@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import ray
 
 from next_ray.actors import parts
-from next_ray.actors.cluster import result
+from next_ray.actors.cluster import free_address, result
 from next_ray.actors.shipping import ModelPlace, localize
 from next_ray.config import AfterJumpSection
 from next_ray.estimate import FULL_PROBE_RANK
@@ -34,9 +33,7 @@ class LearnerActor:
 
     def address(self) -> tuple[str, int]:
         """This node's address and a free port, for the process group."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+        return free_address()
 
     def start(self, spec: LearnerSpec, state: LearnerState | None) -> tuple[Policy, None]:
         """Build the rank, restore its state when there is one, and return the policy it starts from."""
