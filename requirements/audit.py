@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 IGNORED = HERE / "ignored-advisories.txt"
@@ -85,14 +86,13 @@ def audit(uv: str, files: Sequence[Path], service_url: str | None, excuses: dict
     return tell(report["vulnerabilities"], excuses, len(versions))
 
 
-def tell(vulnerabilities: list[dict[str, object]], excuses: dict[str, str], count: int) -> int:
+def tell(vulnerabilities: list[dict[str, Any]], excuses: dict[str, str], count: int) -> int:
     """Print what was found; 1 when anything has to be done."""
     used: set[str] = set()
     bad = 0
     for found in vulnerabilities:
         dependency = found["dependency"]
-        assert isinstance(dependency, dict)
-        names = {str(found["id"]), str(found["display_id"]), *map(str, found["aliases"] or [])}  # pyright: ignore[reportGeneralTypeIssues,reportArgumentType]
+        names = {str(found["id"]), str(found["display_id"]), *map(str, found["aliases"] or [])}
         pin = f"{dependency['name']} {dependency['version']}"
         if excused := names & set(excuses):
             used |= excused

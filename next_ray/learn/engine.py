@@ -64,19 +64,19 @@ def join_process_group(rank: int, world_size: int, address: str, port: int, devi
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, rank=rank, world_size=world_size)
 
 
-def _meeting_place(rank: int, address: str, port: int) -> torch.distributed.TCPStore:
+def _meeting_place(rank: int, address: str, port: int) -> Any:
     """The store through which ranks find each other. Rank 0's listens at `address` alone: torch by itself listens to all the world."""
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
     if rank != 0:
-        return torch.distributed.TCPStore(address, port)
+        return TCPStore(address, port)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((address, port))
     listener.listen(1024)
     listener.setblocking(False)
-    return torch.distributed.TCPStore(
-        address, listener.getsockname()[1], is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
-    )
+    return TCPStore(address, listener.getsockname()[1], is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
 def leave_process_group() -> None:
