@@ -1,6 +1,7 @@
 # make run    the embedded run, from nothing to the final table     make test   lint, types, layering and all tests
 # make lint   ruff and basedpyright only                            make bench  the benchmarks of docs/benchmarks.md
 # make lock   pin the requirement files anew                        make clean  remove .venv, caches and outputs
+# make audit  known vulnerabilities of the pins
 # Variables: PYTHON (3.11 or newer), ARGS (for run), TESTS (for test), VENV.
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export VLLM_NO_USAGE_STATS ?= 1
 export DO_NOT_TRACK ?= 1
 
-.PHONY: run test lint format bench lock defaults clean
+.PHONY: run test lint format audit bench lock defaults clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.cpu.stamp
@@ -34,6 +35,10 @@ lint: $(VENV)/.dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+# Known vulnerabilities of the pinned requirements; without a network to the advisory database it says so and passes.
+audit: $(VENV)/.uv.stamp
+	$(BIN)/python requirements/audit.py
 
 format: $(VENV)/.dev.stamp
 	$(BIN)/ruff check --fix .

@@ -54,7 +54,9 @@ def facts_from_config(name: str, config: Mapping[str, Any]) -> ModelFacts | None
     """Facts from a Hugging Face `config.json`; None when the family is unknown or a size is missing."""
     family = config.get("model_type")
     needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    if family not in _DENSE_FAMILIES or any(not isinstance(config.get(key), int) for key in needed):
+    optional = [config[key] for key in ("head_dim", "num_key_value_heads") if config.get(key) is not None]
+    sizes = [*(config.get(key) for key in needed), *optional]
+    if not isinstance(family, str) or family not in _DENSE_FAMILIES or not all(isinstance(n, int) and 0 < n < 2**40 for n in sizes):
         return None
     hidden, inner, layers, heads, vocab = (config[key] for key in needed)
     head_size = config.get("head_dim") or hidden // heads
@@ -93,20 +95,27 @@ def facts_of(model: ModelSection) -> ModelFacts | None:
         return None
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None  # a dry run estimates what it can; the run itself names what is wrong with the file
     return facts_from_config(model.name, config) if isinstance(config, dict) else None
 
 
 def _local_config(model: ModelSection) -> Path | None:
-    folder = Path(model.name).expanduser()
-    if folder.is_dir():
-        return folder / "config.json"
+    try:
+        folder = Path(model.name).expanduser()
+        if folder.is_dir():
+            return folder / "config.json"
+    except (OSError, ValueError, RuntimeError):  # a name that no path can have, or nobody's home
+        return None
     if model.name.count("/") != 1:
         return None
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    cached = try_to_load_from_cache(model.name, "config.json", revision=model.revision)
+    try:
+        cached = try_to_load_from_cache(model.name, "config.json", revision=model.revision)
+    except HFValidationError:
+        return None
     return Path(cached) if isinstance(cached, str) else None
 
 

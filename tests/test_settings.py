@@ -118,6 +118,25 @@ def test_a_wrong_value_names_key_value_and_what_was_expected(override: str, frag
     assert override.partition("=")[0].split(".")[-1] in message
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "store.url=s3://KEY:hunter2@bucket/runs",
+        "store.endpoint_url=https://user:hunter2@s3.example.org",
+        "data.train={kind: file, path: 's3://KEY:hunter2@bucket/x.jsonl'}",
+        "data.train={kind: file, path: 'https://example.org/x.jsonl?X-Amz-Signature=hunter2'}",
+        "data.held_out={path: 'https://hunter2@example.org/x.jsonl'}",
+    ],
+)
+def test_addresses_with_secrets_are_refused_without_repeating_them(write, override: str) -> None:
+    key, _, value = override.partition("=")
+    section, _, field = key.partition(".")
+    for message in (refusal(None, override), refusal(write(f"{section}:\n  {field}: {value}\n"))):
+        assert "carries credentials" in message and key in message and "HF_TOKEN" in message
+        assert "hunter2" not in message
+    load_config(None, ["data.train={kind: file, path: 'hf://datasets/owner/name@main/x.parquet'}", "store.url=s3://bucket/a@b"])
+
+
 def test_delta_workers_cannot_have_gpus_in_a_run_that_is_kept_off_them() -> None:
     overrides = ["cluster.device=cpu", "extrapolation.gpus_per_delta_worker=0.25"]
     message = refusal(None, *overrides)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +39,8 @@ Device = Literal["cpu", "gpu"]
 
 END_AGENTS = 'sleep 1; for pid in "$@"; do grep -qi agent "/proc/$pid/cmdline" && kill -9 "$pid"; done'
 """Ends those of the processes that are still what they were."""
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
+"""Where learners and engines of one machine listen for each other."""
 EMBEDDED_STARTS = 3
 """How often an embedded Ray is started before the run gives up."""
 
@@ -63,9 +66,10 @@ def open_cluster(config: ClusterSection, namespace: str, embedded_cpus: int) -> 
         if address:
             context = ray.init(address="auto" if address.startswith("http") else address, **common)
         else:
-            context = _start_embedded(
-                address="local", num_cpus=embedded_cpus, include_dashboard=config.dashboard, dashboard_host="127.0.0.1", **common
-            )
+            with _on_loopback():
+                context = _start_embedded(
+                    address="local", num_cpus=embedded_cpus, include_dashboard=config.dashboard, dashboard_host="127.0.0.1", **common
+                )
     except Exception as error:  # Ray raises a bare Exception when its processes do not come up in time
         where = f"the cluster at RAY_ADDRESS={address}" if address else f"an embedded Ray on this machine in {EMBEDDED_STARTS} attempts"
         raise PlacementError(
@@ -97,6 +101,30 @@ def _is_agent(process: psutil.Process) -> bool:
         return False
 
 
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """What starts in the block talks over loopback, and so do the actors of its Ray: nobody else is to reach them.
+
+    Ray has a switch for it, meant for systems whose firewalls ask; it is read when Ray is imported.
+    """
+    from ray._private import ray_constants
+
+    wanted = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0", **LOOPBACK}
+    before = {name: os.environ.get(name) for name in wanted}
+    switch = ray_constants.ENABLE_RAY_CLUSTER
+    os.environ.update(wanted)
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = switch
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+
+
 def _start_embedded(**options: Any) -> Any:
     """`ray.init`, tried again: Ray gives its agents 15 s to come up, which a busy machine may not keep."""
     for attempt in range(1, EMBEDDED_STARTS + 1):
@@ -108,10 +136,21 @@ def _start_embedded(**options: Any) -> Any:
                 raise
 
 
+def free_address() -> tuple[str, int]:
+    """This node's address and a port that is free there, for a process group."""
+    address = ray.util.get_node_ip_address()
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.bind((address, 0))
+        return address, probe.getsockname()[1]
+
+
 async def place(
     bundles: Sequence[Mapping[str, float]], labels: Mapping[str, str], what: str, wait_s: float, say: Callable[[str], None]
 ) -> PlacementGroup:
-    """Reserve bundles for `what`; says what is missing while it waits, ever less often, and raises `PlacementError` after `wait_s` seconds."""
+    """Reserve bundles for `what`; says what is missing while it waits, ever less often.
+
+    Raises `PlacementError` after `wait_s` seconds.
+    """
     selector: Any = [dict(labels)] * len(bundles) if labels else None
     group = placement_group([dict(b) for b in bundles], strategy="PACK", bundle_label_selector=selector)
     started, said_s = time.monotonic(), 2.5

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
-import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from next_ray.actors import parts
-from next_ray.actors.cluster import result
+from next_ray.actors.cluster import free_address, result
 from next_ray.actors.observed import RunActor
 from next_ray.actors.seats import Note, backoff_s, kill
 from next_ray.actors.shipping import ModelPlace, localize
@@ -41,9 +40,7 @@ class LearnerActor(RunActor):
 
     def address(self) -> tuple[str, int]:
         """This node's address and a free port, for the process group."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+        return free_address()
 
     def start(self, spec: LearnerSpec, state: LearnerState | None) -> tuple[Policy, None]:
         """Build the rank, restore its state when there is one, and return the policy it starts from."""

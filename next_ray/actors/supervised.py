@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from next_ray.actors.cluster import actor_environment
+from next_ray.actors.cluster import actor_environment, free_address
 from next_ray.actors.shipping import ModelPlace, localize
 from next_ray.actors.warmstart import START_ATTEMPTS, fitted
 from next_ray.checkpoints.tensor_writer import write_tensors
@@ -50,15 +49,14 @@ def fine_tune_with_ray(job: FineTuningJob, storage: str, folder: Path) -> FineTu
     """
     import ray
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     cfg, on_gpu = job.training, job.device == "gpu"
     needs = {"CPU": 1.0, "GPU": 1.0} if on_gpu else {"CPU": 1.0}
     sent = {name: getattr(job, name) for name in ("place", "training", "seed", "deterministic", "device")}
-    trainer = TorchTrainer(
+    trainer = DataParallelTrainer(
         _worker,
         train_loop_config={**sent, "data": ray.put((job.train, job.held_out)), "files": job.files},
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(num_workers=cfg.ranks, use_gpu=on_gpu, resources_per_worker=needs),
         run_config=ray.train.RunConfig(
             name="warmstart",
@@ -75,14 +73,16 @@ def fine_tune_with_ray(job: FineTuningJob, storage: str, folder: Path) -> FineTu
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
-    """Runs in each of Ray Train's workers, which have a torch process group; rank 0 leaves the weights."""
+    """Runs in each of Ray Train's workers, which meet at rank 0's address; rank 0 leaves the weights."""
     import ray
     import ray.train
+    from ray.train.collective import broadcast_from_rank_zero
     from ray.train.torch import get_device
 
     context = ray.train.get_context()
     rank, world_size, local_rank = context.get_world_rank(), context.get_world_size(), context.get_local_rank()
-    join_process_group(rank, world_size, os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), config["device"], local_rank)
+    address, port = broadcast_from_rank_zero(free_address() if rank == 0 else None) or ("", 0)
+    join_process_group(rank, world_size, address, port, config["device"], local_rank)
     place, files = config["place"], config["files"]
     spec = SupervisedSpec(
         model_path=localize(place, None if files is None else ray.get(files)),

@@ -32,10 +32,11 @@ def train_tiny_with_ray(spec: TinySpec, folder: Path, num_cpus: float = 1.0) -> 
     Raises `PlacementError` when no node can take the worker and `TrainingError` when the training fails.
     """
     import ray.train
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     with tempfile.TemporaryDirectory(prefix="next_ray-warmstart-") as storage:
-        trainer = TorchTrainer(
+        # Not a TorchTrainer: one worker needs no process group, and torch's listens to all the world.
+        trainer = DataParallelTrainer(
             _train_worker,
             train_loop_config=asdict(spec),
             scaling_config=ray.train.ScalingConfig(num_workers=1, use_gpu=False, resources_per_worker={"CPU": num_cpus}),

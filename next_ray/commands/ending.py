@@ -42,7 +42,7 @@ def ended(work: Callable[[], object], interrupted: str) -> int:
         print(f"\nerror: {error} {interrupted[0].upper()}{interrupted[1:]}.", file=sys.stderr)
         return USER_ERROR
     except NextRayError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
+        print(f"\nerror: {printable(str(error))}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         return _stopped(TERMINATED if terminated else INTERRUPTED, interrupted)
@@ -55,6 +55,11 @@ def ended(work: Callable[[], object], interrupted: str) -> int:
             return _stopped(TERMINATED, interrupted)
         raise
     return 0
+
+
+def printable(text: str) -> str:
+    """The text with control characters and the like spelled out: it may quote a file, and a terminal would obey it."""
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
 
 
 def _stopped(code: int, interrupted: str) -> int:

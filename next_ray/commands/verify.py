@@ -45,7 +45,9 @@ def verify_merged(merged: Path, base: Path, adapter: Path, renamed: Mapping[str,
 
     tensors = {name: file for shard in weight_shards(merged) for file in [open_safetensors(shard)] for name in file.entries}
     with _quiet(), torch.no_grad():
-        model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(adapter)).eval()
+        # Nothing of a model's own code, nor pickles; without a word transformers would ask on the terminal.
+        safely: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
+        model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, **safely), str(adapter)).eval()
         dtype = _check_modules(model, tensors, merged, renamed or {})
         draw = np.random.default_rng(0)
         probe = torch.from_numpy(draw.integers(0, model.config.vocab_size, (PROBE_ROWS, PROBE_TOKENS)))
@@ -55,7 +57,7 @@ def verify_merged(merged: Path, base: Path, adapter: Path, renamed: Mapping[str,
             raise ExtrapolationError(
                 "With the extrapolated weights the model's logits are beyond float32: they go too far. Lower alpha. Nothing was kept."
             )
-        model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(merged, **safely)
         found = model.eval()(input_ids=probe).logits.numpy()  # pyright: ignore[reportCallIssue]
     difference = float(np.abs(found - expected).max() / np.abs(expected).max())
     if not difference <= LOGIT_TOLERANCE[dtype]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from next_ray.config.rewards import check_verifier
-from next_ray.config.section import Section
+from next_ray.config.section import Address, Section
 
 
 class ArithmeticSource(Section):
@@ -40,7 +40,7 @@ class FileSource(Section):
     """Problems from JSONL, JSON, parquet or CSV files, local, on S3 or on the Hugging Face hub."""
 
     kind: Literal["file"] = "file"
-    path: str
+    path: Address
     """File, folder or pattern (`shards/*.parquet`), local or as fsspec URL (`s3://`, `hf://datasets/org/name/file`).
 
     The extension decides the format: .jsonl, .json, .parquet or .csv.
@@ -93,7 +93,7 @@ class FewShotTurn(Section):
 class FewShotFile(Section):
     """Problems of a file, shown with their worked answers before every prompt."""
 
-    path: str
+    path: Address
     """File or fsspec URL, in any of the layouts that `data.train` reads."""
     count: int = Field(default=4, ge=1)
     """Distinct problems taken from the file's start."""

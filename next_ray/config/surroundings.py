@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from next_ray.config.section import Section
+from next_ray.config.section import Address, Section
 
 
 class RunSection(Section):
@@ -44,9 +44,9 @@ class ModelSection(Section):
 class StoreSection(Section):
     """The checkpoint store."""
 
-    url: str = "file://~/.cache/next_ray/store"
+    url: Address = "file://~/.cache/next_ray/store"
     """Root of the checkpoint store: `file://` or `s3://bucket/prefix`. Credentials come from the environment, never from here."""
-    endpoint_url: str | None = None
+    endpoint_url: Address | None = None
     """S3 endpoint for servers other than AWS."""
     lease_s: float = Field(default=60.0, ge=5)
     """How long a driver's claim on a run lives without renewal, seconds."""

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from next_ray.config.data import FewShotFile, FewShotTurn
-from next_ray.config.section import Section
+from next_ray.config.section import Address, Section
 from next_ray.config.surroundings import ClusterSection, ModelSection
 from next_ray.config.training import LearnerSection, LoraSection
 
@@ -15,13 +15,13 @@ from next_ray.config.training import LearnerSection, LoraSection
 class DemonstrationsSection(Section):
     """Demonstrations: where they come from, how they are worded, what is held out."""
 
-    path: str
+    path: Address
     """File or fsspec URL of the demonstrations; the extension decides the format (.jsonl, .json, .parquet)."""
     held_out: str | None = None
     """A file of held-out demonstrations; when unset they are split off `path` by a hash of the prompt."""
     held_out_share: float = Field(default=0.05, gt=0, lt=1)
     """Share of the prompts that is split off when `held_out` is unset."""
-    endpoint_url: str | None = None
+    endpoint_url: Address | None = None
     """S3 endpoint for servers other than AWS."""
     prompt_field: str | None = None
     """Field of the prompt; found by itself when unset (messages, prompt, question, problem, instruction, input)."""

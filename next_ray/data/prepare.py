@@ -102,8 +102,8 @@ def load_tokenizer(folder: str, trust_remote_code: bool) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (ValueError, OSError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # files that somebody else wrote may raise anything here, and all of it means the same
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:500]
         raise ModelError(f"{folder}: the tokenizer cannot be read ({reason}). Save the model's tokenizer into that folder.") from error
 
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import socket
 import warnings
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -57,14 +58,25 @@ def join_process_group(rank: int, world_size: int, address: str, port: int, devi
     # No compiled operator is used here. An empty table spares the compiler runs that would find out which ones could be built,
     # and half a minute of building a shared-memory all-reduce at the first start.
     deepspeed.ops.__dict__["__compatible_ops__"] = {}
-    deepspeed.init_distributed(
-        dist_backend="gloo" if device == "cpu" else "nccl",
-        auto_mpi_discovery=False,
-        verbose=False,
-        init_method=f"tcp://{address}:{port}",
-        rank=rank,
-        world_size=world_size,
-    )
+    backend = "gloo" if device == "cpu" else "nccl"
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group(backend, store=_meeting_place(rank, address, port), rank=rank, world_size=world_size)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, rank=rank, world_size=world_size)
+
+
+def _meeting_place(rank: int, address: str, port: int) -> Any:
+    """The store through which ranks find each other. Rank 0's listens at `address` alone: torch by itself listens to all the world."""
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+    if rank != 0:
+        return TCPStore(address, port)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((address, port))
+    listener.listen(1024)
+    listener.setblocking(False)
+    return TCPStore(address, listener.getsockname()[1], is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
 def leave_process_group() -> None:

@@ -166,7 +166,12 @@ def load_policy(spec: PolicySpec) -> Policy:
             if key.endswith(("dropout", "pdrop")) and isinstance(value, float):
                 setattr(config, key, 0.0)
         model = AutoModelForCausalLM.from_pretrained(
-            spec.model_path, config=config, dtype=spec.dtype, attn_implementation=attention, trust_remote_code=spec.trust_remote_code
+            spec.model_path,
+            config=config,
+            dtype=spec.dtype,
+            attn_implementation=attention,
+            trust_remote_code=spec.trust_remote_code,
+            use_safetensors=True,
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"The learner cannot load the model at {spec.model_path!r}: {error}") from error

@@ -222,7 +222,12 @@ def _load(spec: SupervisedSpec) -> Any:
             if key.endswith(("dropout", "pdrop")) and isinstance(value, float):
                 setattr(config, key, 0.0)
         model: nn.Module = AutoModelForCausalLM.from_pretrained(
-            spec.model_path, config=config, dtype=dtype, attn_implementation=attention, trust_remote_code=trust
+            spec.model_path,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            trust_remote_code=trust,
+            use_safetensors=True,
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"The model at {spec.model_path!r} cannot be loaded for fine-tuning: {error}") from error

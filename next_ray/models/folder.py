@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -24,7 +25,11 @@ INDEX_FILE = "model.safetensors.index.json"
 VOLATILE_KEYS = ("transformers_version", "_name_or_path")
 """Keys of `config.json` that say who wrote it, not what the model is."""
 
+MAX_DOCUMENT_BYTES = 64 * 2**20
+"""Of a configuration or an index of tensors."""
+
 _BLOCK_BYTES = 1 << 22
+_WEIGHT_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.safetensors")
 
 
 def cache_root(cache_dir: str | None) -> Path:
@@ -88,8 +93,7 @@ def weight_files(folder: Path) -> list[Path]:
     """
     index = folder / INDEX_FILE
     if index.is_file():
-        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
-        files = [folder / name for name in names]
+        files = [folder / name for name in _indexed(index)]
         if missing := [path.name for path in files if not path.is_file()]:
             raise ModelError(f"{folder}: {INDEX_FILE} names {', '.join(missing)}, not found. Download the model again.")
     else:
@@ -112,12 +116,30 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
+def count_tensors(files: list[Path]) -> int:
+    """How many tensors the weight files hold, from their headers."""
+    count = 0
+    for path in files:
+        with safe_open(path, framework="np") as handle:
+            count += len(handle.keys())
+    return count
+
+
+def _indexed(index: Path) -> list[str]:
+    """The weight files that an index names: files beside it, never elsewhere."""
+    table = read_json(index).get("weight_map")
+    names = sorted(set(table.values())) if isinstance(table, dict) and all(isinstance(name, str) for name in table.values()) else []
+    if not names or not all(_WEIGHT_FILE.fullmatch(name) for name in names):
+        raise ModelError(f"{index}: weight_map is no table of tensors and .safetensors files beside it. Download the model again.")
+    return names
+
+
 def fingerprint(folder: Path, files: list[Path], cache: Path) -> str:
     """sha256 (hex) over the configuration and the weight files' contents, whatever the folder is called.
 
     Contents are hashed once: `cache` keeps each file's hash with its path, size and modification time.
     """
-    config = {key: value for key, value in _read_json(folder / CONFIG_FILE).items() if key not in VOLATILE_KEYS}
+    config = {key: value for key, value in read_json(folder / CONFIG_FILE).items() if key not in VOLATILE_KEYS}
     lines = [json.dumps(config, sort_keys=True), *(f"{path.name} {_file_sha256(path, cache)}" for path in files)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -128,7 +150,7 @@ def _file_sha256(path: Path, cache: Path) -> str:
     stat = real.stat()
     key = f"{real} {stat.st_size} {stat.st_mtime_ns}"
     note = cache / "fingerprints" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-    if note.is_file() and (known := _read_json(note)).get("file") == key:
+    if note.is_file() and (known := read_json(note)).get("file") == key:
         return known["sha256"]
     digest = hashlib.sha256()
     with real.open("rb") as handle:
@@ -141,14 +163,18 @@ def _file_sha256(path: Path, cache: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; `ModelError` when it is missing or something else."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(MAX_DOCUMENT_BYTES + 1)
+        if len(data) > MAX_DOCUMENT_BYTES:
+            raise ModelError(f"{path} is larger than {MAX_DOCUMENT_BYTES >> 20} MiB; that is no such file of a model.")
+        value = json.loads(data)
     except FileNotFoundError as error:
         raise ModelError(f"{path.parent}: no {path.name}. Point model.name at a model folder in Hugging Face format.") from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} is not readable JSON ({error}). Download the model again.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not readable JSON ({str(error)[:200]}). Download the model again.") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path} is not a JSON object. Download the model again.")
     return value

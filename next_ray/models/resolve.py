@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from next_ray.config import ModelSection
 from next_ray.errors import ModelError
-from next_ray.models.folder import CONFIG_FILE, cache_root, fingerprint, publish, quiet_transformers, weight_files
+from next_ray.models.folder import CONFIG_FILE, cache_root, count_tensors, fingerprint, publish, quiet_transformers, weight_files
+from next_ray.models.stated import check_stated
 from next_ray.models.tiny_spec import TinySpec
 
 SMOLLM2 = "smollm2-135m"
@@ -59,8 +62,8 @@ def prepare_model(cfg: ModelSection, train_tiny: TrainTiny, tiny: TinySpec | Non
     elif cfg.name == SMOLLM2:
         folder = publish(root / "models" / SMOLLM2_FOLDER, _convert_smollm2)
     elif _is_local(cfg.name):
-        folder = Path(cfg.name).expanduser().absolute()
-        if not folder.is_dir():
+        folder = _local_folder(cfg.name)
+        if folder is None:
             raise ModelError(f"model.name={cfg.name}: there is no such folder. Check the path, or give a hub id such as owner/name.")
     else:
         folder = _snapshot(cfg)
@@ -75,7 +78,16 @@ def not_cached(spec: TinySpec, folder: Path) -> None:
 
 def _is_local(name: str) -> bool:
     """A path, by its looks or because it is there; anything else is a hub id."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).is_dir()
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\0" in name or _local_folder(name) is not None
+
+
+def _local_folder(name: str) -> Path | None:
+    """The folder of that name; None when there is none, also because no path can be called so."""
+    try:
+        folder = Path(name).expanduser().absolute()
+        return folder if folder.is_dir() else None
+    except (OSError, ValueError, RuntimeError):
+        return None
 
 
 def _convert_smollm2(folder: Path) -> None:
@@ -156,25 +168,49 @@ def _root_cause(error: BaseException) -> str:
 
 def _describe(cfg: ModelSection, folder: Path, revision: str | None, root: Path) -> PreparedModel:
     """Check the folder and read its facts; the weights themselves are not loaded."""
-    config = _load_config(cfg, folder)
+    _check_complete(folder)
     files = weight_files(folder)
-    num_parameters, shapes = _layout(cfg, folder, config)
-    heads = config.num_attention_heads
-    return PreparedModel(
-        name=cfg.name,
-        path=str(folder),
-        fingerprint=fingerprint(folder, files, root),
-        num_parameters=num_parameters,
-        linear_shapes=shapes,
-        num_layers=config.num_hidden_layers,
-        hidden_size=config.hidden_size,
-        vocab_size=config.vocab_size,
-        num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        max_positions=config.max_position_embeddings,
-        dtype_bytes=_dtype_bytes(config, files),
-        revision=revision,
-    )
+    check_stated(folder, count_tensors(files))
+    with _explained(cfg, folder):
+        config = _load_config(cfg, folder)
+        num_parameters, shapes = _layout(cfg, folder, config)
+        heads = config.num_attention_heads
+        described = partial(
+            PreparedModel,
+            name=cfg.name,
+            path=str(folder),
+            num_parameters=num_parameters,
+            linear_shapes=shapes,
+            num_layers=config.num_hidden_layers,
+            hidden_size=config.hidden_size,
+            vocab_size=config.vocab_size,
+            num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            max_positions=config.max_position_embeddings,
+            dtype_bytes=_dtype_bytes(config, files),
+            revision=revision,
+        )
+    return described(fingerprint=fingerprint(folder, files, root))
+
+
+def _check_complete(folder: Path) -> None:
+    if not (folder / CONFIG_FILE).is_file():
+        raise ModelError(f"{folder}: no {CONFIG_FILE}. Point model.name at a model folder in Hugging Face format.")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        raise ModelError(f"{folder}: no tokenizer files. Save the model's tokenizer into the same folder.")
+
+
+@contextmanager
+def _explained(cfg: ModelSection, folder: Path) -> Iterator[None]:
+    """What transformers makes of a configuration that somebody else wrote may raise anything, and all of it means the same."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:500]
+        hint = "" if cfg.trust_remote_code else " If it needs code of its own that you have read, set model.trust_remote_code=true."
+        raise ModelError(f"{folder / CONFIG_FILE} cannot be used: {reason}{hint}") from error
 
 
 def _load_config(cfg: ModelSection, folder: Path) -> Any:
@@ -182,15 +218,7 @@ def _load_config(cfg: ModelSection, folder: Path) -> Any:
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    if not (folder / CONFIG_FILE).is_file():
-        raise ModelError(f"{folder}: no {CONFIG_FILE}. Point model.name at a model folder in Hugging Face format.")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
-        raise ModelError(f"{folder}: no tokenizer files. Save the model's tokenizer into the same folder.")
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=cfg.trust_remote_code, local_files_only=True)
-    except (ValueError, OSError, KeyError, ImportError) as error:
-        hint = "" if cfg.trust_remote_code else " If it needs code of its own that you have read, set model.trust_remote_code=true."
-        raise ModelError(f"{folder / CONFIG_FILE} cannot be used: {str(error).strip().splitlines()[0]}{hint}") from error
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=cfg.trust_remote_code, local_files_only=True)
     named = list(getattr(config, "architectures", None) or [])
     remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or (remote and cfg.trust_remote_code)
@@ -208,7 +236,7 @@ def _layout(cfg: ModelSection, folder: Path, config: Any) -> tuple[int, dict[str
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=cfg.trust_remote_code)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=cfg.trust_remote_code, attn_implementation="eager")
     head = model.get_output_embeddings()
     shapes = {
         name: (module.out_features, module.in_features)

@@ -96,6 +96,7 @@ def engine_arguments(spec: EngineSpec, max_lora_rank: int) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "model": spec.model_path,
         "trust_remote_code": spec.trust_remote_code,
+        "load_format": "safetensors",
         "dtype": rollout.dtype,
         "seed": spec.seed,
         "max_model_len": spec.max_model_len,

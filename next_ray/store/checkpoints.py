@@ -12,10 +12,12 @@ from typing import Any
 
 from next_ray.errors import CorruptCheckpointError, LeaseError, StoreError
 from next_ray.store import layout, retention
+from next_ray.store.deleting import wait_for_deletions
 from next_ray.store.faults import ConflictError, MissingObjectError, TooLargeError
 from next_ray.store.lease import LOST_REMEDY, read_holder
 from next_ray.store.manifest import MAX_MANIFEST_BYTES, checkpoint_id, decode, encode, id_of, kind_of, manifest_path, order, remedy
 from next_ray.store.records import Records
+from next_ray.store.rereading import reread
 from next_ray.store.storage import Storage
 from next_ray.store.tables import Tables
 from next_ray.store.tensors import (
@@ -103,6 +105,7 @@ class CheckpointStore:
         self._fence(lease_token)
         with suppress(ConflictError):
             self.storage.create_exclusive(f"{self.run}/{manifest_path(checkpoint)}", document)
+        self._complete(checkpoint, objects, state)
         return self.manifest(checkpoint)
 
     def manifests(self) -> list[Manifest]:
@@ -220,7 +223,23 @@ class CheckpointStore:
         found = (id_of(path) for path in self.storage.list(f"{self.run}/{layout.MANIFESTS}"))
         return sorted((checkpoint for checkpoint in found if checkpoint), key=order)
 
+    def _complete(self, checkpoint: str, objects: Mapping[str, ObjectEntry], state: LearnerState) -> None:
+        """Put back what a deletion in another process took between an object's write and the manifest's, which protects it from now on."""
+        wait_for_deletions(self.storage, self.run)
+        missing = {name for name, entry in objects.items() if not self.storage.exists(f"{self.run}/{entry.path}")}
+        if not missing or self.manifest(checkpoint).objects != objects:
+            return
+        if not state.adapter and not isinstance(state.parts, Sequence):  # parts that can be gone through once only
+            self.storage.delete(f"{self.run}/{manifest_path(checkpoint)}")
+            raise StoreError(f"{self.url}: somebody deleted objects of {checkpoint} while it was being committed. Commit it again.")
+        for name, _, data in encode_state(state):
+            if name in missing:
+                self.storage.put(f"{self.run}/{objects[name].path}", data)
+
     def _find(self, checkpoint: str) -> Manifest | None:
+        return reread(lambda: self._read_manifest(checkpoint))
+
+    def _read_manifest(self, checkpoint: str) -> Manifest | None:
         path = f"{self.run}/{manifest_path(checkpoint)}"
         try:
             data = self.storage.get(path, MAX_MANIFEST_BYTES)
@@ -244,6 +263,9 @@ class CheckpointStore:
 
     def _object(self, manifest: Manifest, name: str) -> tuple[bytes, str]:
         """An object's verified bytes, and how to call it in errors."""
+        return reread(lambda: self._read_object(manifest, name))
+
+    def _read_object(self, manifest: Manifest, name: str) -> tuple[bytes, str]:
         entry = manifest.objects.get(name)
         marker = f"{self.url}/{manifest_path(manifest.id)}"
         if entry is None:

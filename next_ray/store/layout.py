@@ -8,6 +8,7 @@ from next_ray.errors import StoreError
 
 IDENTITY = "run.json"
 LEASE = "lease.json"
+DELETING = "deleting.json"
 MANIFESTS = "manifests"
 OBJECTS = "objects"
 TABLES = "tables"

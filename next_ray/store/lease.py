@@ -11,14 +11,13 @@ import uuid
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from pydantic import TypeAdapter, ValidationError
 
 from next_ray.errors import LeaseError, StoreError
-from next_ray.store import layout
+from next_ray.store import layout, processes
 from next_ray.store.backend import Versioned
 from next_ray.store.faults import ConflictError, MissingObjectError
 from next_ray.store.storage import Storage
@@ -150,7 +149,7 @@ class Lease:
     def _refuse_living(self, found: Versioned) -> None:
         holder = _decode(found.data, self._where())
         left_s = holder.lease_s - found.age_s
-        if holder.held and left_s > 0 and not _is_dead(holder):
+        if holder.held and left_s > 0 and not processes.is_dead(holder.machine, holder.pid, holder.process):
             raise LeaseError(
                 f"The run {self._where()} is being written by {holder.describe()}. Stop that driver, or wait {left_s:.0f} s if it is "
                 "already gone, or choose another run.name."
@@ -169,8 +168,8 @@ class Lease:
             lease_s=self._lease_s,
             host=socket.gethostname(),
             pid=os.getpid(),
-            machine=_machine(),
-            process=_process(os.getpid()),
+            machine=processes.machine(),
+            process=processes.started(os.getpid()),
             since=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
 
@@ -199,27 +198,3 @@ def _decode(data: bytes, where: str) -> Holder:
     if holder.format != FORMAT:
         raise StoreError(f"{where}/{layout.LEASE} was written by another version of next_ray. Delete it when no driver writes the run.")
     return holder
-
-
-def _machine() -> str:
-    """This boot of this machine and its process name space; empty where that is unknown."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _process(pid: int) -> str:
-    """When the process started, in clock ticks since boot; empty when there is no such process or it is a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]
-
-
-def _is_dead(holder: Holder) -> bool:
-    """Whether the holder was a process of this machine that no longer runs; False when that cannot be known."""
-    machine = _machine()
-    return bool(machine) and holder.machine == machine and _process(holder.pid) != holder.process

@@ -27,6 +27,8 @@ from next_ray.store.faults import ConflictError, MissingObjectError, TooLargeErr
 TEMPORARY_PREFIX = ".tmp-"
 LOCK_FILE = ".lock"
 LOCK_WAIT_S = 10.0
+_PASSING = (errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT)
+"""What network file systems answer for a while when their server restarts."""
 
 
 class LocalBackend:
@@ -176,9 +178,11 @@ def _explained(key: str, verb: str) -> Iterator[None]:
             errno.EPERM: "Give this user the right to it, or set store.url to a folder it may write.",
             errno.EROFS: "The file system is read-only; set store.url to a folder that can be written.",
             errno.ENOSPC: "The disk is full; free space or set store.url to another disk.",
+            errno.EFBIG: "Files may not be so large here; raise the limit (ulimit -f), or set store.url to another disk.",
             errno.EDQUOT: "The disk quota is used up; free space or set store.url to another disk.",
             errno.ENOTDIR: "A part of the path is a file; set store.url to a folder.",
             errno.EISDIR: "A folder has the object's name; move it away or set store.url to another folder.",
             errno.ENOLCK: "The file system offers no locks; set store.url to a disk that does, or to S3.",
         }.get(error.errno or 0, "Check the disk under store.url.")
-        raise StoreError(f"Cannot {verb} {key}: {error.strerror or error}. {remedy}") from None
+        kind = TransientStoreError if error.errno in _PASSING else StoreError
+        raise kind(f"Cannot {verb} {key}: {error.strerror or error}. {remedy}") from None

@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from next_ray.errors import StoreError
+from next_ray.errors import CorruptCheckpointError, StoreError
 from next_ray.store.faults import ConflictError, MissingObjectError
 from next_ray.store.layout import IDENTITY, RECORDS
+from next_ray.store.rereading import reread
 from next_ray.store.storage import MAX_RECORD_BYTES, Storage
 
 IDENTITY_FORMAT = "next-ray-run/1"
@@ -29,7 +30,7 @@ class Records:
         """The record's content; None when there is none."""
         full = self._path(path)
         try:
-            return decode_json(self._storage.get(full, MAX_RECORD_BYTES), f"{self._storage.url}/{full}")
+            return reread(lambda: decode_json(self._storage.get(full, MAX_RECORD_BYTES), f"{self._storage.url}/{full}"))
         except MissingObjectError:
             return None
 
@@ -58,7 +59,7 @@ class Records:
         path = f"{self._run}/{IDENTITY}"
         origin = f"{self._storage.url}/{path}"
         try:
-            found = decode_json(self._storage.get(path, MAX_RECORD_BYTES), origin)
+            found = reread(lambda: decode_json(self._storage.get(path, MAX_RECORD_BYTES), origin))
         except MissingObjectError:
             return {}
         identity = found.get("identity") if isinstance(found, dict) else None
@@ -79,11 +80,13 @@ def encode_json(content: Any) -> bytes:
 
 
 def decode_json(data: bytes, origin: str) -> Any:
-    """Parse JSON; raises `StoreError` naming `origin`."""
+    """Parse JSON; raises `CorruptCheckpointError` naming `origin`."""
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise StoreError(f"{origin} is not readable JSON ({type(error).__name__}). Restore it from a copy, or delete it.") from None
+        raise CorruptCheckpointError(
+            f"{origin} is not readable JSON ({type(error).__name__}). Restore it from a copy, or delete it."
+        ) from None
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:

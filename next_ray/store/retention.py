@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 
+from next_ray.store.deleting import deleting
 from next_ray.store.layout import OBJECTS
 from next_ray.store.manifest import manifest_path
 from next_ray.store.storage import Storage
@@ -21,15 +22,20 @@ def retain(
 ) -> list[str]:
     """Delete the checkpoints that `expendable` names: manifests first, so that no reader starts on a vanishing one.
 
-    Objects go afterwards, and only those that no manifest names which is still there then (`survivors` reads them afresh).
+    Objects go afterwards, and only those that no manifest names which is still there then (`survivors` reads them afresh). Nothing is
+    done while another process deletes; see `deleting` for what protects a commit under way in another process.
     """
     doomed = expendable(committed, keep, protected)
-    for manifest in doomed:
-        storage.delete(f"{run}/{manifest_path(manifest.id)}")
-    if doomed:
+    if not doomed:
+        return []
+    with deleting(storage, run) as delete:
+        if delete is None:
+            return []
+        for manifest in doomed:
+            delete(f"{run}/{manifest_path(manifest.id)}")
         live = _named(survivors())
         for path in sorted(_named(doomed) - live):
-            storage.delete(f"{run}/{path}")
+            delete(f"{run}/{path}")
     return [manifest.id for manifest in doomed]
 
 
@@ -47,14 +53,17 @@ def expendable(committed: Sequence[Manifest], keep: int, protected: AbstractSet[
 def sweep(storage: Storage, run: str, committed: Callable[[], Sequence[Manifest]], min_age_s: float) -> int:
     """Delete objects that no manifest names and remains of interrupted writes, all at least `min_age_s` old.
 
-    Objects are listed before the manifests are read, so a commit in between can only make more of them live; the age protects
-    a commit under way: `min_age_s` must exceed the time from its first object to its manifest.
+    Objects are listed before the manifests are read, so a commit in between can only make more of them live; the age spares a commit
+    under way having to write its objects again. Nothing is done while another process deletes.
     """
-    objects = storage.entries(f"{run}/{OBJECTS}")
-    live = {f"{run}/{path}" for path in _named(committed())}
-    dead = [entry for entry in objects if entry.key not in live and entry.age_s >= min_age_s]
-    for entry in dead:
-        storage.delete(entry.key)
+    with deleting(storage, run) as delete:
+        if delete is None:
+            return 0
+        objects = storage.entries(f"{run}/{OBJECTS}")
+        live = {f"{run}/{path}" for path in _named(committed())}
+        dead = [entry for entry in objects if entry.key not in live and entry.age_s >= min_age_s]
+        for entry in dead:
+            delete(entry.key)
     return len(dead) + storage.sweep_torn(run, min_age_s)
 
 

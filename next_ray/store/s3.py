@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import s3fs
 from fsspec.asyn import sync
 
-from next_ray.errors import StoreError
+from next_ray.errors import CorruptCheckpointError, StoreError
 from next_ray.store.backend import StoredObject, Versioned
 from next_ray.store.faults import ConflictError, MissingObjectError, TooLargeError, TransientStoreError, scrub
 
@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 SINGLE_REQUEST_BYTES = 64 * 2**20
 PART_BYTES = 32 * 2**20
+SLOWEST_BYTES_PER_S = 2**20
+"""A transfer may take its size at this rate beside the time of the operation; one that drips is given up."""
 _CONFLICT_CODES = ("PreconditionFailed", "412")
 _TRANSIENT_CODES = (
     "SlowDown",
@@ -32,6 +34,11 @@ _TRANSIENT_CODES = (
     "InternalError",
     "ServiceUnavailable",
     "OperationAborted",
+    # What was sent did not arrive as it was.
+    "BadDigest",
+    "IncompleteBody",
+    "XAmzContentChecksumMismatch",
+    "XAmzContentSHA256Mismatch",
     "ConditionalRequestConflict",
     "409",
     "429",
@@ -48,12 +55,15 @@ _BAD_CREDENTIAL_CODES = (
 
 @dataclass(frozen=True)
 class S3Options:
-    """Where the server is and how long to wait for it; a request is sent at most `attempts` times below `Storage`'s own retries."""
+    """Where the server is and how long to wait for it; a request is sent at most `attempts` times below `Storage`'s own retries.
+
+    An operation ends after `operation_timeout_s`, and the time that its bytes need at the slowest rate.
+    """
 
     endpoint_url: str | None
+    operation_timeout_s: float
     connect_timeout_s: float = 5.0
     read_timeout_s: float = 60.0
-    operation_timeout_s: float | None = None
     attempts: int = 3
 
 
@@ -76,16 +86,16 @@ class S3Backend:
 
     def get(self, key: str, max_bytes: int) -> bytes:
         """The object's bytes; a large object comes in parallel ranges."""
-        small = self._run(key, "read", lambda: self._fetch(key, max_bytes))
+        small = self._run(key, "read", lambda: self._fetch(key, max_bytes), min(max_bytes, SINGLE_REQUEST_BYTES))
         if small is not None:
             return small.data
-        return self._run(key, "read", lambda: self._files._cat_file(key))
+        return self._run(key, "read", lambda: self._files._cat_file(key), max_bytes)
 
     def read(self, key: str, max_bytes: int) -> Versioned:
         """The bytes of a small object with its ETag, and its age by the server's clock."""
         if max_bytes > SINGLE_REQUEST_BYTES:
             raise ValueError(f"only objects up to {SINGLE_REQUEST_BYTES} bytes are read with their version")
-        small = self._run(key, "read", lambda: self._fetch(key, max_bytes))
+        small = self._run(key, "read", lambda: self._fetch(key, max_bytes), min(max_bytes, SINGLE_REQUEST_BYTES))
         assert small is not None
         return small
 
@@ -167,14 +177,14 @@ class S3Backend:
 
     def _write(self, key: str, data: bytes, condition: dict[str, str]) -> str:
         if len(data) <= SINGLE_REQUEST_BYTES:
-            return self._run(key, "write", lambda: self._call("put_object", key, Body=data, **condition))["ETag"]
+            return self._run(key, "write", lambda: self._call("put_object", key, Body=data, **condition), len(data))["ETag"]
         if "IfMatch" in condition:
             raise ValueError(f"only objects up to {SINGLE_REQUEST_BYTES} bytes are replaced conditionally")
         mode = "create" if condition else "overwrite"
-        self._run(key, "write", lambda: self._files._pipe_file(key, data, chunksize=PART_BYTES, mode=mode))
+        self._run(key, "write", lambda: self._files._pipe_file(key, data, chunksize=PART_BYTES, mode=mode), len(data))
         return self._run(key, "read", lambda: self._call("head_object", key))["ETag"]
 
-    def _run(self, key: str, verb: str, start: Callable[[], Awaitable[T]]) -> T:
+    def _run(self, key: str, verb: str, start: Callable[[], Awaitable[T]], num_bytes: int = 0) -> T:
         async def operation() -> T:
             await self._files.set_session()
             return await start()
@@ -182,7 +192,8 @@ class S3Backend:
         if self._files is None:
             raise StoreError(f"Cannot {verb} s3://{key}: the storage is closed.")
         with _explained(key, verb, self._options.endpoint_url):
-            result: Any = sync(self._files.loop, operation, timeout=self._options.operation_timeout_s)
+            timeout = self._options.operation_timeout_s + num_bytes / SLOWEST_BYTES_PER_S
+            result: Any = sync(self._files.loop, operation, timeout=timeout)
         return result
 
 
@@ -211,7 +222,14 @@ def _explained(key: str, verb: str, endpoint_url: str | None) -> Iterator[None]:
 def _translate(error: Exception, key: str, verb: str, endpoint_url: str | None) -> StoreError | None:
     """The store error for `error`, or None when it is a defect of the caller's."""
     from aiohttp import ClientError as AiohttpError
-    from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError, IncompleteReadError
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        ConnectionError,
+        FlexibleChecksumError,
+        HTTPClientError,
+        IncompleteReadError,
+    )
 
     bucket = key.partition("/")[0]
     server = endpoint_url or "AWS S3"
@@ -223,6 +241,8 @@ def _translate(error: Exception, key: str, verb: str, endpoint_url: str | None) 
         return ConflictError(f"s3://{key} exists already.")
     if isinstance(error, FileNotFoundError):
         return MissingObjectError(f"s3://{key} does not exist.")
+    if isinstance(error, FlexibleChecksumError):
+        return CorruptCheckpointError(f"{place}: what arrives does not match its checksum. Restore it from a copy, if it is damaged there.")
     if isinstance(error, (ConnectionError, HTTPClientError, IncompleteReadError, AiohttpError, OSError, TimeoutError)):
         return TransientStoreError(f"{place}: {type(error).__name__}: {scrub(str(error)) or 'no answer in time'}.")
     if isinstance(error, BotoCoreError):

@@ -21,6 +21,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 from next_ray.errors import StoreError
 from next_ray.store.backend import Backend, StoredObject, Versioned
 from next_ray.store.faults import ConflictError, MissingObjectError, TooLargeError, TransientStoreError
+from next_ray.store.rereading import reread
 
 T = TypeVar("T")
 
@@ -89,12 +90,12 @@ class Storage:
     def get(self, path: str, max_bytes: int = MAX_OBJECT_BYTES) -> bytes:
         """An object's bytes; raises `MissingObjectError`, or `TooLargeError` before anything is read."""
         key = self._key(path)
-        return self._attempt(lambda: self._connected().get(key, max_bytes))
+        return reread(lambda: self._attempt(lambda: self._connected().get(key, max_bytes)))
 
     def read_versioned(self, path: str, max_bytes: int = MAX_RECORD_BYTES) -> Versioned:
         """A small object with the version that `replace_if` needs and its age by the storage's clock."""
         key = self._key(path)
-        return self._attempt(lambda: self._connected().read(key, max_bytes))
+        return reread(lambda: self._attempt(lambda: self._connected().read(key, max_bytes)))
 
     def exists(self, path: str) -> bool:
         """Whether there is such an object."""
@@ -178,8 +179,8 @@ class Storage:
         from next_ray.store.s3 import S3Backend, S3Options
 
         if self.quick:
-            return S3Backend(S3Options(self.endpoint_url, 3.0, 5.0, operation_timeout_s=self.budget_s, attempts=1))
-        return S3Backend(S3Options(self.endpoint_url))
+            return S3Backend(S3Options(self.endpoint_url, self.budget_s, connect_timeout_s=3.0, read_timeout_s=5.0, attempts=1))
+        return S3Backend(S3Options(self.endpoint_url, self.budget_s))
 
     def _attempt(self, operation: Callable[[], T]) -> T:
         """Run, repeating transient failures with growing random pauses until the budget is used up."""

@@ -17,8 +17,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from next_ray.errors import StoreError
+from next_ray.errors import CorruptCheckpointError, StoreError
 from next_ray.store.layout import TABLES, check_table
+from next_ray.store.rereading import reread
 from next_ray.store.storage import Storage
 
 MAX_SEGMENT_BYTES = 2**30
@@ -100,10 +101,13 @@ class Tables:
         self._storage.delete(segment.path)
 
     def _rows(self, segment: Segment) -> list[dict[str, Any]]:
+        return reread(lambda: self._read_rows(segment))
+
+    def _read_rows(self, segment: Segment) -> list[dict[str, Any]]:
         origin = f"{self._storage.url}/{segment.path}"
         data = self._storage.get(segment.path, MAX_SEGMENT_BYTES)
         if _digest(data) != segment.digest:
-            raise StoreError(f"{origin} does not match the checksum in its name. Delete it, or restore it from a copy.")
+            raise CorruptCheckpointError(f"{origin} does not match the checksum in its name. Delete it, or restore it from a copy.")
         rows = decode_rows(data, origin)
         if any(not isinstance(row.get("step"), int) for row in rows):
             raise StoreError(f"{origin} has rows without a step. Delete it, or restore it from a copy.")

@@ -77,5 +77,13 @@ def _commit_forever(storage: Storage, run: str, first: float, _: float) -> dict[
         step += 1
 
 
+def _collect_forever(storage: Storage, run: str, *_: float) -> dict[str, object]:
+    """Delete whatever may be deleted, until killed."""
+    store = CheckpointStore(storage, run)
+    while True:
+        store.retain(2)
+        store.sweep(10)
+
+
 if __name__ == "__main__":
     main(*sys.argv[1:])
