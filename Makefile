@@ -1,13 +1,13 @@
 # make run    the embedded run, from nothing to the final table     make test   lint, types, layering and all tests
 # make lint   ruff and basedpyright only                            make bench  the benchmarks of docs/benchmarks.md
 # make lock   pin the requirement files anew                        make clean  remove .venv, caches and outputs
-# make audit  known vulnerabilities of the pins
-# Variables: PYTHON (3.11 or newer), ARGS (for run), TESTS (for test), VENV.
+# make audit  known vulnerabilities of the pins                     make chaos  runs that are hurt on purpose
+# Variables: PYTHON (3.11 or newer), ARGS (for run, bench and chaos), TESTS (for test), VENV.
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-TESTS ?= tests
+TESTS ?=
 UV_VERSION := 0.13.9
 BIN := $(VENV)/bin
 
@@ -15,7 +15,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export VLLM_NO_USAGE_STATS ?= 1
 export DO_NOT_TRACK ?= 1
 
-.PHONY: run test lint format audit bench lock defaults clean
+.PHONY: run test chaos lint format audit bench lock defaults clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.cpu.stamp
@@ -29,7 +29,11 @@ test: export AWS_EC2_METADATA_DISABLED := true
 test: export RAY_AUTH_MODE := token
 test: export RAY_AUTH_TOKEN_PATH := $(abspath $(VENV))/.ray-test-token
 test: lint $(VENV)/.ray-test-token
-	$(BIN)/python -m pytest $(TESTS)
+	$(if $(TESTS),$(BIN)/python -m pytest $(TESTS),$(BIN)/python tests/side_by_side.py)
+
+# Runs of tiny that are hurt on purpose, and whether their books balance; docs/reliability.md has the figures.
+chaos: $(VENV)/.dev.stamp
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 lint: $(VENV)/.dev.stamp
 	$(BIN)/ruff check .

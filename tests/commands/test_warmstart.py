@@ -77,7 +77,7 @@ def test_two_ranks_lower_the_held_out_loss_and_leave_a_model(base: Path, data: P
     losses = record["held_out_loss"]
     assert "132 to train on, 12 held out; 12 left out whose prompts are held out" in record["data"]
     assert [row["step"] for row in losses] == [0, 3, 6, 9, 12] and record["steps"] == 12
-    assert losses[0]["loss"] == pytest.approx(independent_loss(base, pairs), rel=1e-4)
+    assert losses[0]["loss"] == pytest.approx(independent_loss(base, pairs), rel=1e-3)  # bfloat16 where the machine multiplies it
     assert losses[-1]["loss"] < 0.9 * losses[0]["loss"]
     # The result is in the base's bfloat16, training ended in float32.
     assert losses[-1]["loss"] == pytest.approx(independent_loss(output, pairs), rel=2e-2)
