@@ -12,22 +12,19 @@ from functools import partial
 from typing import Any
 
 from ray.util.placement_group import PlacementGroup, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from next_ray.actors.archive import ArchiveRemote, RayArchive
-from next_ray.actors.cluster import Device, OpenCluster, actor_environment, is_intact, place, result
-from next_ray.actors.deltas import DeltaRemote, DenseDeltaRemote
+from next_ray.actors.cluster import Device, OpenCluster, is_intact, place
 from next_ray.actors.engines import EngineRemote, RayRollout
 from next_ray.actors.learners import LEARNERS, LearnerRemote, RayLearner
-from next_ray.actors.observed import NAME_VARIABLE
 from next_ray.actors.predictor import PredictorRemote
-from next_ray.actors.seats import Seat, kill
+from next_ray.actors.seats import Seat
 from next_ray.actors.shipping import ModelPlace, place_of, shipped
+from next_ray.actors.starting import Whole, check_deltas_device, delta_shards, delta_worker, light, placed, stands
 from next_ray.actors.trajectory import RayTrajectory
 from next_ray.actors.verifiers import RayRewards, VerifierRemote
 from next_ray.config import Config
-from next_ray.delta.sharding import dense_cost, module_cost, shard_modules
-from next_ray.errors import PlacementError, StoppedError
+from next_ray.errors import StoppedError
 from next_ray.estimate import adapter_slots, delta_bundle, engine_bundle, learner_bundle, widest_adapter
 from next_ray.learn.deepspeed_learner import LearnerSpec
 from next_ray.models.resolve import PreparedModel
@@ -219,41 +216,40 @@ class _Crew:
 
     async def _archive(self) -> Any:
         job = self.job
-        remote = _light(ArchiveRemote, job.cluster.device, "archive")
-        return remote.remote(job.store, job.model.fingerprint, job.config.store.keep_checkpoints, job.lease_token)
+        remote = light(ArchiveRemote, job.cluster.device, "archive")
+        return await stands(
+            remote.remote(job.store, job.model.fingerprint, job.config.store.keep_checkpoints, job.lease_token), "the archive"
+        )
 
     async def _verifier(self, what: str) -> Any:
-        return _light(VerifierRemote, self.job.cluster.device, what).remote(self.job.config.reward, self.job.verifiers)
+        return await stands(light(VerifierRemote, self.job.cluster.device, what).remote(self.job.config.reward, self.job.verifiers), what)
 
     async def _predictor(self) -> Any:
         config = self.job.config
-        return _light(PredictorRemote, self.job.cluster.device, "predictor").remote(config.extrapolation, config.run.seed)
+        remote = light(PredictorRemote, self.job.cluster.device, "predictor")
+        return await stands(remote.remote(config.extrapolation, config.run.seed), "the predictor")
 
     async def _delta_worker(self, shards: Sequence[Sequence[str]], index: int) -> Any:
         job, config = self.job, self.job.config
         model = Whole(job.model.linear_shapes, self._model_place, self._shipped()) if config.learner.mode == "full" else None
-        return delta_worker(config, shards[index], index, await self._deltas_place(len(shards)), job.cluster.device, model)
+        worker = delta_worker(config, shards[index], index, await self._deltas_place(len(shards)), job.cluster.device, model)
+        return await stands(worker, f"delta worker {index}")
 
     async def _engine(self, index: int, num_needed: int) -> Any:
         """An engine in its place, once it stands; it brings the model's files along where its node lacks them."""
         job, config, device = self.job, self.job.config, self.job.cluster.device
         group = await self._engine_place(index, num_needed)
         bundle, threads = engine_bundle(config, on_gpu=self._on_gpu), config.rollout.threads
-        remote = _placed(EngineRemote, group, 0, bundle, device, threads, engine_name(index))
+        remote = placed(EngineRemote, group, 0, bundle, device, threads, engine_name(index))
         engine = remote.remote(engine_spec(config, job.model, device), self._model_place, self._shipped())
-        try:
-            await result(engine.ready.remote(), engine_name(index))
-        except BaseException:
-            kill(engine)
-            raise
-        return engine
+        return await stands(engine, engine_name(index), engine.ready)
 
     async def _gang(self) -> Sequence[Any]:
         """The actors of all learner ranks, in their places."""
         config, device = self.job.config, self.job.cluster.device
         group, bundle = await self._gang_place(), learner_bundle(on_gpu=self._on_gpu)
         return [
-            _placed(LearnerRemote, group, i, bundle, device, config.learner.threads, f"learner rank {i}").remote(
+            placed(LearnerRemote, group, i, bundle, device, config.learner.threads, f"learner rank {i}").remote(
                 self._model_place, self._shipped()
             )
             for i in range(config.learner.ranks)
@@ -277,66 +273,3 @@ class _Crew:
 def engine_name(index: int) -> str:
     """What an engine is called in messages."""
     return f"rollout engine {index}"
-
-
-def check_deltas_device(config: Config, device: Device) -> None:
-    """Raise `PlacementError`, before anything is waited for, when delta workers want GPUs and the run found none."""
-    if device == "cpu" and delta_bundle(config):
-        raise PlacementError(
-            f"No place for the delta workers: extrapolation.gpus_per_delta_worker={config.extrapolation.gpus_per_delta_worker:g} asks for "
-            "GPUs, and the cluster has none. Set it to 0, or add nodes with GPUs."
-        )
-
-
-def delta_shards(config: Config, model: PreparedModel) -> list[list[str]]:
-    """The modules of each delta worker, balanced by cost; none when the run does not extrapolate."""
-    if not config.extrapolation.enabled:
-        return []
-    learner = config.learner
-    costs = {
-        name: module_cost(out, inner, learner.lora.rank) if learner.mode == "lora" else dense_cost(out, inner, 1)
-        for name, (out, inner) in model.linear_shapes.items()
-    }
-    return [shard for shard in shard_modules(costs, config.extrapolation.delta_workers) if shard]
-
-
-@dataclass(frozen=True)
-class Whole:
-    """What delta workers need of a model that is trained whole: (O, I) of its modules, and where its base weights are."""
-
-    shapes: Mapping[str, tuple[int, int]]
-    place: ModelPlace
-    files: Any
-
-    def part(self, shard: Sequence[str]) -> dict[str, tuple[int, int]]:
-        """The shapes of a shard's modules, in the model's order, in which they are read."""
-        mine = set(shard)
-        return {name: shape for name, shape in self.shapes.items() if name in mine}
-
-
-def delta_worker(
-    config: Config, shard: Sequence[str], index: int, group: PlacementGroup | None, device: Device, whole: Whole | None = None
-) -> Any:
-    """The delta worker of a shard: in the group's place and computing on its GPU, or without a group on the CPU, reserving nothing."""
-    horizon, share = config.extrapolation.horizon, delta_bundle(config)
-    kind = DeltaRemote if whole is None else DenseDeltaRemote
-    what = f"delta worker {index}"
-    remote = _light(kind, device, what) if group is None else _placed(kind, group, index, share, device, 1, what)
-    where = None if group is None else "cuda"
-    if whole is None:
-        return remote.remote(horizon, shard, where)
-    return remote.remote(horizon, whole.part(shard), where, whole.place, whole.files)
-
-
-def _placed(remote: Any, group: PlacementGroup, index: int, bundle: dict[str, float], device: str, threads: int, what: str) -> Any:
-    return remote.options(
-        num_cpus=bundle.get("CPU", 0),
-        num_gpus=bundle.get("GPU", 0),
-        scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
-        runtime_env=actor_environment(device, threads, {NAME_VARIABLE: what}),
-    )
-
-
-def _light(remote: Any, device: str, what: str) -> Any:
-    """An actor that reserves nothing: its work is small or yields to the others."""
-    return remote.options(num_cpus=0, runtime_env=actor_environment(device, 1, {NAME_VARIABLE: what}))

@@ -11,7 +11,7 @@ import ray
 from ray.util.placement_group import remove_placement_group
 
 from next_ray.actors.cluster import place
-from next_ray.actors.launch import check_deltas_device, delta_worker
+from next_ray.actors.starting import check_deltas_device, delta_worker
 from next_ray.config import Config
 from next_ray.errors import PlacementError
 from next_ray.estimate import delta_bundle

@@ -85,11 +85,13 @@ class Chaos:
     def goes_on(self) -> bool:
         """Whether the run is still under way; a driver that has ended early is followed by another one."""
         code = self.process.poll()
-        if code is not None:
-            self.exits.append(code)
-            if code:
-                self.begin()
-        return code != 0
+        if code is None:
+            return True
+        self.exits.append(code)
+        if code == 0 or "already has all of its" in self.log.read_text()[-1000:]:  # it was hit after its last word
+            return False
+        self.begin()
+        return True
 
     def step(self) -> int:
         """The last step that the log tells of."""
