@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from next_ray.store.checkpoints import CheckpointStore
+from tests.chaos.books import problems
 from tests.chaos.faults import actors
 from tests.s3_server import S3Server, s3_server
 
@@ -134,6 +136,7 @@ def test_a_run_that_is_hurt_and_stopped_ends_like_an_uninterrupted_one(shared: P
     logs = [timeless(shared / "out" / name / "metrics.jsonl") for name in ("whole", "hurt")]
     whole, hurt = ([row for row in log if row["kind"] in ("step", "evaluation")] for log in logs)
     assert whole == hurt
+    assert problems(CheckpointStore(f"file://{store}", "hurt"), steps=6, interval=1, num_prompts=68, seen={}) == []
 
 
 def _wait_for_step(store: Path, name: str, step: int, driver: subprocess.Popen[bytes]) -> None:
