@@ -23,7 +23,7 @@ from tests.chaos.books import problems
 from tests.chaos.faults import actors
 from tests.s3_server import S3Server, s3_server
 
-pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed, pytest.mark.timeout(1800)]
 
 SMALL = [
     "run.steps=6",

@@ -19,6 +19,7 @@ pytestmark = [
     pytest.mark.vllm,
     pytest.mark.deepspeed,
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # Ray leaves a socket open when it probes ports
+    pytest.mark.timeout(1800),
 ]
 STORE_BYTES = 200 * 2**20
 

@@ -11,7 +11,7 @@ import pytest
 from next_ray.store.checkpoints import CheckpointStore
 from tests.test_end_to_end import environment, manifests, run, timeless
 
-pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed, pytest.mark.timeout(1800)]
 ABSURD = "two-point@300"
 
 

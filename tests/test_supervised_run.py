@@ -15,7 +15,7 @@ from next_ray.rollout.scratch import PREFIX
 from tests.processes import are_gone_within, family, is_removed_within, lines, open_files
 from tests.test_end_to_end import SMALL, TIME_LIMIT_S, environment, manifests
 
-pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed, pytest.mark.timeout(1800)]
 
 GONE_S = 10.0
 

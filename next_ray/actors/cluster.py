@@ -147,28 +147,37 @@ def free_address() -> tuple[str, int]:
 async def place(
     bundles: Sequence[Mapping[str, float]], labels: Mapping[str, str], what: str, wait_s: float, say: Callable[[str], None]
 ) -> PlacementGroup:
-    """Reserve bundles for `what`; says what is missing while it waits, ever less often.
+    """Reserve bundles for `what`; says what is missing while it waits, ever less often. Cancelling it gives the reservation up.
 
     Raises `PlacementError` after `wait_s` seconds.
     """
     selector: Any = [dict(labels)] * len(bundles) if labels else None
     group = placement_group([dict(b) for b in bundles], strategy="PACK", bundle_label_selector=selector)
+    try:
+        await _until_placed(group, f"asked for {_bundles_sentence(bundles, labels)}", labels, what, wait_s, say)
+    except BaseException:
+        remove_placement_group(group)
+        raise
+    return group
+
+
+async def _until_placed(
+    group: PlacementGroup, asked: str, labels: Mapping[str, str], what: str, wait_s: float, say: Callable[[str], None]
+) -> None:
+    """Ask again and again: Ray's own way to wait blocks a thread, which a run that ends meanwhile could not get rid of."""
     started, said_s = time.monotonic(), 2.5
-    while True:
-        if await asyncio.to_thread(group.wait, 0.2 if time.monotonic() - started < 5 else 5):
-            return group
+    while placement_group_table(group).get("state") != "CREATED":
         waited = time.monotonic() - started
         have, labelled = _resources_sentence(ray.cluster_resources()), labels_sentence(ray.nodes(), labels)
         if waited > wait_s:
-            remove_placement_group(group)
             raise PlacementError(
-                f"No place for {what}: asked for {_bundles_sentence(bundles, labels)}; the cluster has {have} in all, "
-                f"{_resources_sentence(ray.available_resources())} free{labelled}. Waited {waited:.0f} s (cluster.wait_s). "
-                "Add nodes, ask for less, or wait longer."
+                f"No place for {what}: {asked}; the cluster has {have} in all, {_resources_sentence(ray.available_resources())} "
+                f"free{labelled}. Waited {waited:.0f} s (cluster.wait_s). Add nodes, ask for less, or wait longer."
             )
         if waited > 2 * said_s:
             said_s = waited
-            say(f"waiting {waited:.0f} s for {what}: asked for {_bundles_sentence(bundles, labels)}; the cluster has {have}{labelled}")
+            say(f"waiting {waited:.0f} s for {what}: {asked}; the cluster has {have}{labelled}")
+        await asyncio.sleep(0.1 if waited < 5 else 1)
 
 
 def is_intact(group: PlacementGroup) -> bool:

@@ -23,7 +23,7 @@ import pytest
 
 from tests.test_end_to_end import SMALL
 
-pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 CANARIES = {
     "AWS_ACCESS_KEY_ID": "CANARYACCESSKEY7f3a",
