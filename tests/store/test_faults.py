@@ -179,6 +179,7 @@ from next_ray.errors import StoreError
 from next_ray.store import CheckpointStore, Storage
 from tests.store.samples import commit, make_state
 from next_ray.types import CheckpointKind
+(folder / "somebody's").write_bytes(bytes(20000))
 store = CheckpointStore(Storage(f"file://{folder}"), "run-1")
 step = 0
 try:
@@ -193,6 +194,7 @@ assert not left, left
 assert [m.step for m in store.manifests()] == list(range(1, step + 1))
 for manifest in store.manifests():
     store.verify(manifest)
+(folder / "somebody's").unlink()  # as the message asks: a deletion writes down that it is under way
 store.sweep(0)
 store.retain(1)
 store.commit(step + 1, CheckpointKind.TRAINED, make_state(step + 1, rank=256), [], "base", {})
