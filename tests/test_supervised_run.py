@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -13,7 +12,7 @@ import pytest
 
 from next_ray.rollout.scratch import PREFIX
 from tests.processes import are_gone_within, family, is_removed_within, lines, open_files
-from tests.test_end_to_end import SMALL, TIME_LIMIT_S, environment, manifests
+from tests.whole_jobs import SMALL, TIME_LIMIT_S, environment, manifests, wait_for_step
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed, pytest.mark.timeout(1800)]
 
@@ -28,11 +27,7 @@ def test_a_killed_driver_leaves_nothing_and_comes_back(tmp_path: Path) -> None:
     with (tmp_path / "stdout.txt").open("w") as out, said.open("w") as err:
         supervisor = subprocess.Popen(command, env=environment(tmp_path), stdout=out, stderr=err)
     try:
-        deadline = time.monotonic() + TIME_LIMIT_S
-        while not any(m["step"] >= 1 for m in manifests(store, "supervised")):
-            assert supervisor.poll() is None, said.read_text() + (tmp_path / "stdout.txt").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for_step(store, "supervised", 1, supervisor)
         (driver,) = psutil.Process(supervisor.pid).children()
         started = family(driver.pid)
         names = "\n".join(lines(started))

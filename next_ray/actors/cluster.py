@@ -166,15 +166,15 @@ async def _until_placed(
 ) -> None:
     """Ask again and again: Ray's own way to wait blocks a thread, which a run that ends meanwhile could not get rid of."""
     started, said_s = time.monotonic(), 2.5
-    while placement_group_table(group).get("state") != "CREATED":
+    while not _is_placed(group):
         waited = time.monotonic() - started
-        have, labelled = _resources_sentence(ray.cluster_resources()), labels_sentence(ray.nodes(), labels)
-        if waited > wait_s:
-            raise PlacementError(
-                f"No place for {what}: {asked}; the cluster has {have} in all, {_resources_sentence(ray.available_resources())} "
-                f"free{labelled}. Waited {waited:.0f} s (cluster.wait_s). Add nodes, ask for less, or wait longer."
-            )
-        if waited > 2 * said_s:
+        if waited > min(wait_s, 2 * said_s):
+            have, labelled = _resources_sentence(ray.cluster_resources()), labels_sentence(ray.nodes(), labels)
+            if waited > wait_s:
+                raise PlacementError(
+                    f"No place for {what}: {asked}; the cluster has {have} in all, {_resources_sentence(ray.available_resources())} "
+                    f"free{labelled}. Waited {waited:.0f} s (cluster.wait_s). Add nodes, ask for less, or wait longer."
+                )
             said_s = waited
             say(f"waiting {waited:.0f} s for {what}: {asked}; the cluster has {have}{labelled}")
         await asyncio.sleep(0.1 if waited < 5 else 1)
@@ -182,9 +182,14 @@ async def _until_placed(
 
 def is_intact(group: PlacementGroup) -> bool:
     """Whether all bundles of a placement group lie on nodes that live and are not about to be taken away."""
+    if not _is_placed(group):
+        return False
     usable = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - set(draining_nodes())
-    table: Mapping[str, Any] = placement_group_table(group)
-    return table.get("state") == "CREATED" and nodes_of(group) <= usable
+    return nodes_of(group) <= usable
+
+
+def _is_placed(group: PlacementGroup) -> bool:
+    return placement_group_table(group).get("state") == "CREATED"
 
 
 def nodes_of(group: PlacementGroup) -> set[str]:
@@ -243,6 +248,15 @@ async def result(ref: Any, what: str) -> Any:
         raise
     except LOSSES as error:
         raise _lost(error, what) from error
+
+
+async def answer(ref: Any, what: str) -> Any:
+    """`result`, where any error but the user's own means that the actor cannot be used any more: an `ActorLostError` too."""
+    try:
+        return await result(ref, what)
+    except RayTaskError as error:
+        lines = str(error).strip().splitlines()
+        raise ActorLostError(f"{what} failed: {lines[-1] if lines else type(error).__name__}") from error
 
 
 def _lost(error: BaseException, what: str) -> ActorLostError:

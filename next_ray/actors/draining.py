@@ -11,10 +11,8 @@ from ray.util.placement_group import PlacementGroup
 from next_ray.actors.cluster import draining_nodes, nodes_of
 from next_ray.actors.seats import Seat
 from next_ray.errors import StoppedError
+from next_ray.signals import RUN_ME_AGAIN
 from next_ray.stopping import Stop
-
-TRY_AGAIN = 75
-"""Exit code of a run that ends since its node is drained, with everything committed (EX_TEMPFAIL of sysexits.h)."""
 
 
 class Drains:
@@ -46,9 +44,9 @@ class Drains:
     def _heed(self, drained: Mapping[str, int], own: str, stop: Stop) -> None:
         if own in drained:
             text = f"this node is being drained; everything is committed. Go on elsewhere with:\n  {self._resume}"
-            stop.ask(StoppedError(text, TRY_AGAIN))
+            stop.ask(StoppedError(text, RUN_ME_AGAIN))
         elif self._lies_on(self._learners, drained):
-            stop.ask(StoppedError("a node of the learners is being drained", TRY_AGAIN, goes_on=True))
+            stop.ask(StoppedError("a node of the learners is being drained", RUN_ME_AGAIN, goes_on=True))
         for seat in self._engines:
             if self._lies_on(seat.what, drained):
                 seat.leave("its node is being drained")

@@ -12,10 +12,9 @@ from typing import Any
 from uuid import uuid4
 
 import ray
-from ray.exceptions import RayTaskError
 
 from next_ray.actors import parts
-from next_ray.actors.cluster import result
+from next_ray.actors.cluster import answer
 from next_ray.actors.observed import RunActor
 from next_ray.actors.seats import Seat
 from next_ray.actors.shipping import ModelPlace, localize
@@ -128,8 +127,7 @@ class RayRollout:
 
     async def ready(self) -> None:
         """Begin to start every engine and wait for as many as are needed."""
-        for i, seat in enumerate(self.seats):
-            seat.is_late = i >= self.num_needed
+        for seat in self.seats:
             seat.open()
         await asyncio.gather(*(seat.up() for seat in self.seats[: self.num_needed]))
 
@@ -269,19 +267,6 @@ def split(requests: Sequence[RolloutRequest], seats: Sequence[Seat]) -> list[_Pa
 def _abort(part: _Part) -> None:
     if part.seat.actor is part.engine:
         part.engine.abort.remote(part.call)
-
-
-async def answer(ref: Any, what: str) -> Any:
-    """`result`, where any error but the user's own means that the engine cannot be used any more."""
-    try:
-        return await result(ref, what)
-    except RayTaskError as error:
-        raise ActorLostError(f"{what} failed: {_last_line(error)}") from error
-
-
-def _last_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
 
 
 async def _first(waits: Sequence[Any]) -> None:

@@ -153,7 +153,9 @@ class _Crew:
         shards = delta_shards(config, job.model)
         num_needed = config.rollout.min_engines or config.rollout.engines
         await self._reserve(num_needed, len(shards))
-        engines = [self._seat(engine_name(i), partial(self._engine, i, num_needed)) for i in range(config.rollout.engines)]
+        engines = [
+            self._seat(engine_name(i), partial(self._engine, i, num_needed), is_late=i >= num_needed) for i in range(config.rollout.engines)
+        ]
         judges = [self._seat(f"verifier {i}", partial(self._verifier, f"verifier {i}")) for i in range(config.reward.actors)]
         workers = [self._seat(f"delta worker {i}", partial(self._delta_worker, shards, i)) for i in range(len(shards))]
         predictor = self._seat("the predictor", self._predictor) if shards else None
@@ -176,8 +178,8 @@ class _Crew:
         for group in self.groups.values():
             remove_placement_group(group)
 
-    def _seat(self, what: str, start: Callable[[], Awaitable[Any]]) -> Seat:
-        seat = Seat(what, start, self.job.config.recovery, self.job.note)
+    def _seat(self, what: str, start: Callable[[], Awaitable[Any]], is_late: bool = False) -> Seat:
+        seat = Seat(what, start, self.job.config.recovery, self.job.note, is_late)
         self.seats.append(seat)
         return seat
 

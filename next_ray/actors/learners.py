@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
 
 from next_ray.actors import parts
-from next_ray.actors.cluster import free_address, result
+from next_ray.actors.cluster import answer, free_address
 from next_ray.actors.observed import RunActor
 from next_ray.actors.seats import Note, backoff_s, kill
 from next_ray.actors.shipping import ModelPlace, localize
@@ -199,12 +198,9 @@ class RayLearner:
     async def _answer(self, ref: Any, rank: int = 0) -> Any:
         """A rank's answer. What a user can mend comes out as itself; any other error of one rank leaves no gang to go on with."""
         try:
-            return await result(ref, f"learner rank {rank}")
+            return await answer(ref, f"learner rank {rank}")
         except ActorLostError as error:
             raise LearnerLostError(str(error)) from error
-        except RayTaskError as error:
-            lines = str(error).strip().splitlines()
-            raise LearnerLostError(f"Learner rank {rank} failed: {lines[-1] if lines else type(error).__name__}") from error
 
 
 LearnerRemote = ray.remote(LearnerActor)

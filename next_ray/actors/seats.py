@@ -33,12 +33,20 @@ class Seat:
     `is_late` the others do not wait for it when the run starts.
     """
 
-    def __init__(self, what: str, start: Start, recovery: RecoverySection, note: Note, end: Callable[[Any], None] | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        start: Start,
+        recovery: RecoverySection,
+        note: Note,
+        is_late: bool = False,
+        end: Callable[[Any], None] | None = None,
+    ) -> None:
         self.what = what
         self._end = end or kill
         self.actor: Any = None
         self.reason = ""
-        self.is_late = False
+        self._is_late = is_late
         self._start, self._recovery, self._note = start, recovery, note
         self._failures = 0
         self._lost_at: float | None = None
@@ -122,12 +130,19 @@ class Seat:
         if self._lost_at is not None:
             self._note(Fault(self.what, FaultEvent.BACK, "started anew", time.monotonic() - self._lost_at))
             self._lost_at = None
-        elif self.is_late:
+        elif self._is_late:
             self._note(Fault(self.what, FaultEvent.JOINS, "the cluster has room for it now"))
         return actor
 
 
 async def asked(seat: Seat, ask: Callable[[Any], Sequence[Any]]) -> tuple[Sequence[Any], Any]:
+    """`answered`, by what the actor is there for: it forgives its seat's failures."""
+    found = await answered(seat, ask)
+    seat.worked()
+    return found
+
+
+async def answered(seat: Seat, ask: Callable[[Any], Sequence[Any]]) -> tuple[Sequence[Any], Any]:
     """Ask the actor of a seat; when it dies over it the next one is asked, until the seat gives up. What is asked bears repetition.
 
     `ask` makes the call and returns its references, the last of which is waited for; the result is all references and its value.
@@ -136,14 +151,11 @@ async def asked(seat: Seat, ask: Callable[[Any], Sequence[Any]]) -> tuple[Sequen
         actor = await seat.up()
         refs = ask(actor)
         try:
-            value = await result(refs[-1], seat.what)
+            return refs, await result(refs[-1], seat.what)
         except ObjectGoneError:
             raise
         except ActorLostError as error:
             seat.lost(actor, str(error))
-        else:
-            seat.worked()
-            return refs, value
 
 
 def kill(actor: Any) -> None:

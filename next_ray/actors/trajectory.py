@@ -13,7 +13,7 @@ from ray.exceptions import RayTaskError
 
 from next_ray.actors.cluster import result
 from next_ray.actors.predictor import Findings, Seen
-from next_ray.actors.seats import Seat
+from next_ray.actors.seats import Seat, answered
 from next_ray.config import ExtrapolationSection
 from next_ray.errors import ActorLostError, ExtrapolationError, NextRayError
 from next_ray.extrapolate.proposals import WINDOWED, candidate_name
@@ -164,7 +164,7 @@ class RayTrajectory:
 
     async def _forget(self) -> None:
         """All actors there, and none of them knows anything."""
-        await asyncio.gather(*(_restarted(seat) for seat in self.seats))
+        await asyncio.gather(*(answered(seat, lambda actor: [actor.restart.remote()]) for seat in self.seats))
 
     async def _proposed(self, names: Sequence[tuple[str, float]]) -> tuple[Findings, Sequence[Any]]:
         """The predictor's findings and the references of its adapters; a predictor that dies over it is asked again."""
@@ -186,13 +186,3 @@ class RayTrajectory:
             await self._mend(last, self._fits.get(last))
             await self._digested(last)
         raise AssertionError("unreachable")
-
-
-async def _restarted(seat: Seat) -> None:
-    """The actor of a seat, knowing nothing; one that does not live to say so is followed by another as long as the seat allows."""
-    while True:
-        actor = await seat.up()
-        try:
-            return await result(actor.restart.remote(), seat.what)
-        except ActorLostError as error:
-            seat.lost(actor, str(error))

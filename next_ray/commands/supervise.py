@@ -16,14 +16,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that ask for a stop; each one that arrives is handed on to the run once."""
-RUN_ME_AGAIN = 75
-"""Exit code of a run that committed and stopped because its surroundings go away (EX_TEMPFAIL of sysexits.h)."""
+from next_ray.signals import ECHO_S, RUN_ME_AGAIN, STOPS
+
 BROKE_DOWN = 1
 """Exit code of Python after an exception that nobody handled."""
-ECHO_S = 0.5
-"""The same signal again within so short a time is the same request: who stops a job may signal its processes one by one and as a group."""
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 60.0
 LIVED_S = 60.0

@@ -11,22 +11,21 @@ it has used up its CPU time or grown large, so that no answer pays for what othe
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import os
 import resource
-import signal
 import sys
 import time
 from typing import Any, BinaryIO
+
+from next_ray.stacks import die_with_parent
 
 RETIRED = 77
 """Exit status: everything answered so far is valid, nothing else was begun."""
 OUT_OF_MEMORY = 78
 """Exit status: memory ran out in the middle of the request at hand."""
 
-PR_SET_PDEATHSIG = 1
 MAX_FILE_BYTES = 2**20
 SLOW_S = 0.02
 """Answers that took longer are followed by a look at the memory; quicker ones by one every `LOOK_EVERY` answers."""
@@ -56,8 +55,7 @@ def limit(memory_bytes: int, cpu_s: int) -> None:
 
 def die_with(parent: int) -> None:
     """Ask the kernel for SIGKILL when the spawning thread ends; leave at once if that has happened already."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     if os.getppid() != parent:
         raise SystemExit("the parent is gone")
 

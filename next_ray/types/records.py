@@ -93,9 +93,6 @@ class FaultEvent(StrEnum):
     LOST = "lost"
     BACK = "back"
     JOINS = "joins"
-    HANGS = "hangs"
-    STOPPING = "stopping"
-    RESUMED = "resumed"
 
 
 @dataclass(frozen=True)

@@ -25,24 +25,13 @@ from tests.chaos.books import Witness, problems
 from tests.chaos.faults import DRIVER, STORE, NothingThereError, inject, kinds
 from tests.s3_server import s3_server
 from tests.store.proxy import FaultyProxy, faulty_proxy
+from tests.whole_jobs import SMALL
 
-TINY = [
-    "model.tiny_steps=200",
-    "data.train.digits=1",
-    "data.train.size=100",
-    "data.gate_prompts=16",
-    "data.test_prompts=16",
-    "rollout.prompts_per_step=8",
-    "rollout.samples_per_prompt=4",
+HURT = [
+    *SMALL,
     "extrapolation.interval_steps=2",
-    "extrapolation.checkpoints=4",
-    "extrapolation.horizon=2",
     "extrapolation.methods=[next, two-point]",
     "extrapolation.repeat_every=3",
-    "extrapolation.predictor.fit_steps=20",
-    "extrapolation.predictor.refine_steps=10",
-    "evaluation.samples=2",
-    "cluster.dashboard=false",
     "store.lease_s=10",
     "recovery.actor_restarts=8",
     "recovery.learner_restarts=8",
@@ -127,7 +116,7 @@ def hurt(arguments: Any, url: str, proxy: FaultyProxy, credentials: dict[str, st
     seed, steps = arguments.seed, arguments.steps
     name = f"chaos-{seed}-{os.getpid()}"
     where = [f"store.url={url}", f"store.endpoint_url={proxy.endpoint_url}", f"run.output_dir={arguments.folder}", f"run.name={name}"]
-    settings = [*TINY, f"run.steps={steps}", f"run.seed={seed}", *where, *arguments.overrides]
+    settings = [*HURT, f"run.steps={steps}", f"run.seed={seed}", *where, *arguments.overrides]
     kept = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     environment = {**kept, **credentials, "NEXT_RAY_CACHE": str(arguments.folder / "cache"), "COLUMNS": "200"}
     command = [sys.executable, "-m", "next_ray.run", *settings]

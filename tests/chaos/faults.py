@@ -10,6 +10,7 @@ from contextlib import suppress
 
 import psutil
 
+from tests.processes import family
 from tests.store.proxy import CUT, DROP, LOSE, UNAVAILABLE, FaultyProxy
 
 ACTORS = {
@@ -56,21 +57,15 @@ def inject(kind: str, driver: int, proxy: FaultyProxy | None, draw: random.Rando
 
 def actors(driver: int, name: str) -> Iterator[psutil.Process]:
     """The processes of a driver's Ray actors of a class."""
-    for process in family(driver):
-        with suppress(psutil.Error, IndexError):
-            if process.cmdline()[0].startswith(f"ray::{name}"):
-                yield process
+    with suppress(psutil.NoSuchProcess):
+        for process in family(driver):
+            with suppress(psutil.Error, IndexError):
+                if process.cmdline()[0].startswith(f"ray::{name}"):
+                    yield process
 
 
 def judges(driver: int) -> Iterator[psutil.Process]:
     """The processes in which verifiers run."""
     for actor in actors(driver, ACTORS["verifier"]):
         with suppress(psutil.Error):
-            yield from actor.children(recursive=True)
-
-
-def family(driver: int) -> list[psutil.Process]:
-    """All processes that a driver began, directly or not."""
-    with suppress(psutil.NoSuchProcess):
-        return psutil.Process(driver).children(recursive=True)
-    return []
+            yield from family(actor.pid)
