@@ -81,21 +81,20 @@ class Seat:
         """The actor died or cannot be trusted any more: it is killed and another one begins to start. Repeating it is harmless."""
         if actor is None or actor is not self.actor:
             return
-        self.actor, self._lost_at = None, time.monotonic()
         self._failures += 1
-        self.reason = reason
-        self._note(Fault(self.what, FaultEvent.LOST, reason))
         self._end(actor)
-        self.open()
+        self._replace(reason)
 
     def leave(self, reason: str) -> None:
         """The actor may finish what it is doing, but another one begins to start and gets what comes next."""
-        actor, self.actor = self.actor, None
-        if actor is not None:
-            self._leaving.append(actor)
-            self._lost_at, self.reason = time.monotonic(), reason
-            self._note(Fault(self.what, FaultEvent.LOST, reason))
-            self.open()
+        if self.actor is not None:
+            self._leaving.append(self.actor)
+            self._replace(reason)
+
+    def _replace(self, reason: str) -> None:
+        self.actor, self.reason, self._lost_at = None, reason, time.monotonic()
+        self._note(Fault(self.what, FaultEvent.LOST, reason))
+        self.open()
 
     def worked(self) -> None:
         """The actor did what it is there for: what went wrong before does not count any more."""

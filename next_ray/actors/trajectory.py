@@ -39,6 +39,8 @@ class RayTrajectory:
     When one of them dies it is started anew, and all of them are shown the committed checkpoints again; training does not wait for
     that unless a proposal is due. Without extrapolation there are no workers and no predictor, and the loop never asks. With `beside`
     all weights are trained, and candidates are adapters that go beside the last checkpoint's.
+
+    `_fits` holds, by checkpoint, what the workers and then the predictor were asked for: references to the seconds it takes.
     """
 
     workers: Sequence[Seat]
@@ -48,8 +50,7 @@ class RayTrajectory:
     beside: bool = False
     _adapters: dict[int, Ref[Adapter]] = field(default_factory=dict)
     _observed: dict[int, _Observed] = field(default_factory=dict)
-    _parts: dict[int, Sequence[Any]] = field(default_factory=dict)
-    _fits: dict[int, Any] = field(default_factory=dict)
+    _fits: dict[int, tuple[Sequence[Any], Any]] = field(default_factory=dict)
     _seconds: list[tuple[str, Any]] = field(default_factory=list)
     _totals: dict[str, float] = field(default_factory=lambda: {"delta": 0.0, "fit": 0.0})
     _mending: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -119,7 +120,7 @@ class RayTrajectory:
         parts = [seat.actor.observe.options(num_returns=2).remote(index, step, policy.value) for seat in self.workers]
         fit = self.predictor.actor.observe.remote(*(triplets for triplets, _ in parts))
         self._seconds += [("delta", seconds) for _, seconds in parts] + [("fit", fit)]
-        self._parts[index], self._fits[index] = [seconds for _, seconds in parts], fit
+        self._fits[index] = [seconds for _, seconds in parts], fit
         if self.beside:  # the workers hold what they still need
             return
         self._adapters[index] = policy
@@ -134,12 +135,12 @@ class RayTrajectory:
     async def _digested(self, index: int) -> None:
         """Wait until the predictor knows checkpoint `index`, mending what dies meanwhile; one that was forgotten meanwhile is none."""
         for attempt in range(MENDS + 1):
-            fit = self._fits.get(index)
-            if fit is not None:
+            work = self._fits.get(index)
+            if work is not None:
                 try:
-                    for seat, seconds in zip(self.workers, self._parts[index], strict=True):
+                    for seat, seconds in zip(self.workers, work[0], strict=True):
                         await result(seconds, seat.what)  # the predictor waits for them, and who hangs shall be named
-                    await result(fit, "the predictor")
+                    await result(work[1], "the predictor")
                 except ActorLostError:
                     if attempt == MENDS:
                         raise
@@ -147,14 +148,14 @@ class RayTrajectory:
                     for seat in self.seats:
                         seat.worked()
                     return
-            await self._mend(index, fit)
+            await self._mend(index, work)
             if index not in self._observed:
                 return
 
-    async def _mend(self, index: int, fit: Any) -> None:
+    async def _mend(self, index: int, work: Any) -> None:
         """Start what is dead anew and show everybody the committed checkpoints again, unless somebody has done it meanwhile."""
         async with self._mending:
-            if index not in self._observed or self._fits.get(index) is not fit:
+            if index not in self._observed or self._fits.get(index) is not work:
                 return
             self._fits, self._adapters = {}, {}
             await self._forget()
