@@ -71,8 +71,8 @@ LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --python-version 3.11 --pyth
 	--override requirements/override.txt --no-header --no-annotate --no-emit-index-url $(UPGRADE)
 lock: $(VENV)/.uv.stamp
 	$(LOCK) --extra cpu -o requirements/cpu.txt > /dev/null
-	$(LOCK) --extra cpu --extra dev -c requirements/cpu.txt -o requirements/dev.txt > /dev/null
-	$(LOCK) --extra cpu --extra dev --extra bench -c requirements/dev.txt -o requirements/bench.txt > /dev/null
+	$(LOCK) --extra cpu --extra trackers --extra docs --extra dev -c requirements/cpu.txt -o requirements/dev.txt > /dev/null
+	$(LOCK) --extra cpu --extra trackers --extra docs --extra dev --extra bench -c requirements/dev.txt -o requirements/bench.txt > /dev/null
 	$(LOCK) --extra gpu -o requirements/gpu.txt > /dev/null
 
 # jobs/tiny.yaml spells out the defaults of next_ray/config/ below its comment.

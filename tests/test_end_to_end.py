@@ -72,10 +72,10 @@ def test_a_run_that_is_hurt_and_stopped_ends_like_an_uninterrupted_one(shared: P
     with (shared / "hurt.txt").open("w") as log:
         driver = subprocess.Popen(command(*common, "run.name=hurt"), env=env, stdout=log, stderr=log)
     for step, name in ((1, "EngineActor"), (2, "LearnerActor"), (3, "PredictorActor")):
-        wait_for_step(store, "hurt", step, driver)
+        wait_for_step(store, "hurt", step, driver, shared / "hurt.txt")
         for process in list(actors(driver.pid, name)):
             process.kill()
-    wait_for_step(store, "hurt", 4, driver)
+    wait_for_step(store, "hurt", 4, driver, shared / "hurt.txt")
     driver.terminate()
     assert driver.wait(TIME_LIMIT_S) == 143, (shared / "hurt.txt").read_text()
     said = (shared / "hurt.txt").read_text()

@@ -56,10 +56,10 @@ def wait_for(log: Path, words: str, driver: subprocess.Popen[bytes]) -> None:
         time.sleep(0.2)
 
 
-def wait_for_steps(store: Path, more: int, driver: subprocess.Popen[bytes]) -> None:
+def wait_for_steps(store: Path, more: int, driver: subprocess.Popen[bytes], log: Path) -> None:
     """Wait until so many further steps are committed."""
     first = max((m["step"] for m in manifests(store, "nodes")), default=0)
-    wait_for_step(store, "nodes", first + more, driver)
+    wait_for_step(store, "nodes", first + more, driver, log)
 
 
 def drain(cluster: Any, node: Any) -> None:
@@ -90,13 +90,13 @@ def test_engines_join_and_vanish_and_learners_move(cluster: Any, tmp_path: Path)
         wait_for(log, "rollout engine 1 joins", driver)
         cluster.remove_node(lonely, allow_graceful=False)
         wait_for(log, "rollout engine 0 lost", driver)
-        wait_for_steps(store, 2, driver)
+        wait_for_steps(store, 2, driver, log)
 
         add(cluster, "learner")
         drain(cluster, first)
         wait_for(log, "the learners back after", driver)
         cluster.remove_node(first, allow_graceful=False)
-        wait_for_steps(store, 2, driver)
+        wait_for_steps(store, 2, driver, log)
         assert log.read_text().count("the learners lost") == 1, "a drained node is left before it goes"
 
         driver.send_signal(signal.SIGINT)

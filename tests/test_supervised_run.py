@@ -27,7 +27,7 @@ def test_a_killed_driver_leaves_nothing_and_comes_back(tmp_path: Path) -> None:
     with (tmp_path / "stdout.txt").open("w") as out, said.open("w") as err:
         supervisor = subprocess.Popen(command, env=environment(tmp_path), stdout=out, stderr=err)
     try:
-        wait_for_step(store, "supervised", 1, supervisor)
+        wait_for_step(store, "supervised", 1, supervisor, said)
         (driver,) = psutil.Process(supervisor.pid).children()
         started = family(driver.pid)
         names = "\n".join(lines(started))

@@ -56,10 +56,10 @@ def timeless(metrics: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in r.items() if not k.startswith(("time", "tokens_per_s", "stats"))} for r in records]
 
 
-def wait_for_step(store: Path, name: str, step: int, driver: subprocess.Popen[bytes]) -> None:
-    """Until a checkpoint of that step or a later one is committed; the driver must not end before."""
+def wait_for_step(store: Path, name: str, step: int, driver: subprocess.Popen[bytes], log: Path) -> None:
+    """Until a checkpoint of that step or a later one is committed; a driver that ends before is shown with its `log`."""
     deadline = time.monotonic() + TIME_LIMIT_S
     while not any(m["step"] >= step for m in manifests(store, name)):
-        assert driver.poll() is None, "the run ended before"
-        assert time.monotonic() < deadline
+        assert driver.poll() is None, f"the run ended before step {step}: {log.read_text()[-4000:]}"
+        assert time.monotonic() < deadline, f"step {step} is not committed in time: {log.read_text()[-4000:]}"
         time.sleep(0.05)
