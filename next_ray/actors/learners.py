@@ -58,7 +58,7 @@ class LearnerActor(RunActor):
 
     def restore(self, state: LearnerState) -> tuple[Policy, None]:
         """Go back to where a state was taken, and return the policy there."""
-        self._learner.restore(dataclasses.replace(state, parts=parts.full_parts(parts.refs_of(state))))
+        self._learner.restore(dataclasses.replace(state, parts=parts.FullParts(parts.refs_of(state))))
         return self._policy(), None
 
     def adopt(self, adapter: Adapter, after: AfterJumpSection) -> tuple[Policy, dict[str, float]]:
