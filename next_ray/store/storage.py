@@ -136,7 +136,7 @@ class Storage:
     def with_budget(self, budget_s: float, quick: bool = False) -> Storage:
         """The same storage with another retry budget and connections of its own; `usage` counts both."""
         other = copy.copy(self)
-        other.budget_s, other.quick = budget_s, quick
+        other.budget_s, other.quick, other.usage = budget_s, quick, self.usage
         return other
 
     def check_access(self) -> None:
