@@ -82,8 +82,8 @@ def test_a_tracker_that_fails_is_named_once_and_its_losses_are_counted(monkeypat
         background.write(row)
     background.close()
     assert said == [
-        "fake: a record could not be logged, training goes on without it (RuntimeError: no route to https://***@host/ with ***).",
-        "fake: 3 records were not logged.",
+        "fake does not log everything, training goes on without it (RuntimeError: no route to https://***@host/ with ***).",
+        "fake: 3 of 3 records were not logged.",
     ]
 
 
@@ -101,7 +101,7 @@ def test_a_tracker_that_cannot_begin_is_asked_again_later(monkeypatch: pytest.Mo
     background.write(rows(9)[0])
     background.close()
     assert tracker.seen == [("begin", 7), ("write", 9), ("close", None)]
-    assert said[-1] == "fake: 2 records were not logged."
+    assert said[-1] == "fake: 1 of 2 records were not logged."
 
 
 def test_a_slow_tracker_holds_nobody_up_and_its_queue_is_bounded() -> None:
@@ -115,8 +115,7 @@ def test_a_slow_tracker_holds_nobody_up_and_its_queue_is_bounded() -> None:
     assert time.monotonic() - started < 1
     background.close(wait_s=0.2)
     assert time.monotonic() - started < 2
-    assert "it is too slow" in said[0] and said[1].endswith("records were not logged, and it did not end in time.")
-    assert int(said[1].split()[1]) >= 100 - 6
+    assert "it is too slow" in said[0] and said[1:] == ["fake: 100 of 100 records were not logged."]
     tracker.gate.set()
 
 
@@ -130,8 +129,8 @@ def test_a_report_whose_tracker_fails_goes_on(tmp_path: Path, monkeypatch: pytes
         report.step(step_record(2))
     assert isinstance(console.file, io.StringIO)
     shown = console.file.getvalue()
-    assert shown.count("tensorboard: a record could not be logged, training goes on without it (ZeroDivisionError") == 1
-    assert "tensorboard: 2 records were not logged." in shown
+    assert shown.count("tensorboard does not log everything, training goes on without it (ZeroDivisionError") == 1
+    assert "tensorboard: 2 of 2 records were not logged." in shown
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 

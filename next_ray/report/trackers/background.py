@@ -45,13 +45,13 @@ Job = tuple[str, tuple[Any, ...]]
 
 
 class Background:
-    """Hands records to a tracker, called `name` in messages, through a bounded queue; says what is lost once, and how much at the end."""
+    """Hands records to a tracker, called `name` in messages, through a bounded queue; says that some are lost, and at the end how many."""
 
     def __init__(self, name: str, tracker: Tracker, say: Callable[[str], None], longest: int = LONGEST_QUEUE) -> None:
         self._name, self._tracker, self._say = name, tracker, say
         self._jobs: queue.Queue[Job | None] = queue.Queue(longest)
-        self._lost = 0
-        self._counting = threading.Lock()
+        self._num_given, self._num_done = 0, 0
+        self._has_complained = threading.Lock()
         self._begun = False
         self._from_step, self._next_try = 0, 0.0
         self._thread = threading.Thread(target=self._work, name=f"tracker {name}", daemon=True)
@@ -63,68 +63,59 @@ class Background:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Hand over a row."""
+        self._num_given += 1
         self._put("write", dict(row))
 
     def finish(self, step: int, summary: Mapping[str, Any]) -> None:
         """Hand over the final table."""
+        self._num_given += 1
         self._put("finish", step, summary)
 
-    def close(self, wait_s: float = CLOSE_S) -> None:
-        """Let the tracker send what is left, and go on without it after `wait_s`; closing twice does nothing."""
+    def close(self, wait_s: float | None = None) -> None:
+        """Let the tracker send what is left, and go on without it after `wait_s` (default `CLOSE_S`); closing twice does nothing."""
         if not self._thread.is_alive():
             return
+        wait_s = CLOSE_S if wait_s is None else wait_s
         deadline = time.monotonic() + wait_s
         with suppress(queue.Full):
             self._jobs.put(None, timeout=wait_s)
         self._thread.join(max(0.0, deadline - time.monotonic()))
-        with self._counting:
-            lost = self._lost + self._jobs.qsize() * self._thread.is_alive()
-        if lost or self._thread.is_alive():
-            self._say(
-                f"{self._name}: {lost} records were not logged" + (", and it did not end in time." if self._thread.is_alive() else ".")
-            )
+        if lost := self._num_given - self._num_done:
+            self._say(f"{self._name}: {lost} of {self._num_given} records were not logged.")
+        elif self._thread.is_alive():
+            self._say(f"{self._name} did not end within {wait_s:g} s.")
 
     def _put(self, verb: str, *arguments: Any) -> None:
         try:
             self._jobs.put_nowait((verb, arguments))
         except queue.Full:
-            self._lose("it is too slow")
+            self._complain("it is too slow")
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            self._do(*job)
+            verb, arguments = job
+            if verb == "begin":
+                self._begun, self._from_step, self._next_try = False, arguments[0], 0.0
+            if not self._begun and time.monotonic() >= self._next_try:
+                self._begun = self._try(self._tracker.begin, self._from_step)
+                self._next_try = time.monotonic() + RETRY_S
+            if self._begun and verb != "begin":
+                self._num_done += self._try(getattr(self._tracker, verb), *arguments)
         if self._begun:
             self._try(self._tracker.close)
-
-    def _do(self, verb: str, arguments: tuple[Any, ...]) -> None:
-        if verb == "begin":
-            self._begun, self._from_step, self._next_try = False, arguments[0], 0.0
-        if not self._begun:
-            if time.monotonic() < self._next_try:
-                self._lose("")
-                return
-            self._begun = self._try(self._tracker.begin, self._from_step)
-            self._next_try = time.monotonic() + RETRY_S
-            if not self._begun and verb != "begin":
-                return
-        if verb != "begin":
-            self._try(getattr(self._tracker, verb), *arguments)
 
     def _try(self, action: Callable[..., None], *arguments: Any) -> bool:
         """Whether it worked; a tracker's failures, of any kind, are its own."""
         try:
             action(*arguments)
         except Exception as error:
-            self._lose(f"{type(error).__name__}: {error}")
+            self._complain(f"{type(error).__name__}: {error}")
             return False
         return True
 
-    def _lose(self, why: str) -> None:
-        with self._counting:
-            self._lost += 1
-            is_first = self._lost == 1
-        if is_first:
-            self._say(f"{self._name}: a record could not be logged, training goes on without it ({scrubbed(why)}).")
+    def _complain(self, why: str) -> None:
+        if self._has_complained.acquire(blocking=False):
+            self._say(f"{self._name} does not log everything, training goes on without it ({scrubbed(why)}).")
 
 
 def scrubbed(text: str, limit: int = 300) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -27,6 +28,7 @@ class MLflow:
         """Open the run with the configuration as parameters, or go on in it; a step that is repeated adds points to its curves."""
         if self._run:
             return
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the URL may hold a password
         from mlflow import MlflowClient
 
         self._client = client = MlflowClient()
