@@ -24,10 +24,11 @@ def as_json(document: Mapping[str, Any]) -> str:
 def placed(folder: Path, discovery: Path, prometheus_url: str) -> dict[str, str]:
     """All files of a folder for Prometheus and Grafana, by path in it. JSON is YAML too, which Prometheus and Grafana read."""
     grafana = folder / "grafana"
+    whom = {"files": [str(discovery)], "refresh_interval": "10s"}  # a link to a session's file, whose changes Prometheus does not notice
     prometheus = {
         "global": {"scrape_interval": "10s", "evaluation_interval": "10s"},
         "rule_files": [str(folder / ALERTS)],
-        "scrape_configs": [{"job_name": "ray", "file_sd_configs": [{"files": [str(discovery)]}]}],
+        "scrape_configs": [{"job_name": "ray", "file_sd_configs": [whom]}],
     }
     source = {"name": "Prometheus", "type": "prometheus", "url": prometheus_url, "access": "proxy", "isDefault": True}
     provider = {"name": "next_ray", "folder": "next_ray", "type": "file", "options": {"path": str(grafana / "dashboards")}}

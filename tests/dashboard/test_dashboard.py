@@ -90,7 +90,8 @@ def test_install_writes_what_both_servers_read(tmp_path: Path, capsys: pytest.Ca
     said = capsys.readouterr().out
     assert "--web.listen-address=127.0.0.1:9191" in said and str(folder / "grafana" / "grafana.ini") in said
     config = json.loads((folder / "prometheus.yml").read_text())
-    assert config["scrape_configs"][0]["file_sd_configs"][0]["files"] == ["/ray/prom_metrics_service_discovery.json"]
+    (whom,) = config["scrape_configs"][0]["file_sd_configs"]
+    assert whom == {"files": ["/ray/prom_metrics_service_discovery.json"], "refresh_interval": "10s"}
     assert config["rule_files"] == [str(folder / ALERTS)]
     (provider,) = json.loads((folder / "grafana/provisioning/dashboards/next_ray.yml").read_text())["providers"]
     assert (Path(provider["options"]["path"]) / DASHBOARD).read_text() == shipped(DASHBOARD)

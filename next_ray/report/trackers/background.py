@@ -80,6 +80,7 @@ class Background:
         with suppress(queue.Full):
             self._jobs.put(None, timeout=wait_s)
         self._thread.join(max(0.0, deadline - time.monotonic()))
+        self._has_complained.acquire(blocking=False)  # nobody listens any more
         if lost := self._num_given - self._num_done:
             self._say(f"{self._name}: {lost} of {self._num_given} records were not logged.")
         elif self._thread.is_alive():
