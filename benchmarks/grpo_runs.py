@@ -66,7 +66,7 @@ class GrpoSpec:
             "evaluation.every_steps": "null",
             "evaluation.samples": 1,
             "cluster.dashboard": "false",
-            "report.tensorboard": "false",
+            "report.trackers": "[]",
         }
         return [f"{name}={value}" for name, value in settings.items()]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import re
 import secrets
 import shlex
 import sys
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from next_ray.data.prepare import Read
 
 SUMMARY = "summary"
+TRACKERS = "trackers"
+"""The record that holds what trackers know the run by."""
 TORN_AFTER_S = 3600.0
 """Objects that no manifest names are remains of a torn commit once they are this old."""
 
@@ -107,7 +110,7 @@ async def execute(config: Config) -> None:
     protect_embedded_ray(cache_root(config.model.cache_dir))
     from next_ray.actors.cluster import open_cluster
     from next_ray.actors.launch import Job, launch
-    from next_ray.actors.metrics import MetricsReporter
+    from next_ray.actors.metrics import NAMESPACE, MetricsReporter
     from next_ray.actors.watchdog import watchdog
     from next_ray.course import Course
     from next_ray.data.prepare import Read, chosen_reader, filter_by_length, load_splits, load_tokenizer, with_worked_problems
@@ -133,7 +136,7 @@ async def execute(config: Config) -> None:
         model = None if config.model.name == "tiny" else await _prepare(config, report)
         report.phase("opening Ray")
         gang = config.rollout.engines + config.learner.ranks
-        cluster = stack.enter_context(open_cluster(config.cluster, f"next_ray-{config.run.name}", gang))
+        cluster = stack.enter_context(open_cluster(config.cluster, f"{NAMESPACE}{config.run.name}", gang))
         config = resolve_dtypes(config, cluster.device)
         report.say(f"numbers on this {cluster.device}: {config.rollout.dtype} in the engines, {config.learner.dtype} in the learners")
         model = model or await _prepare(config, report)
@@ -150,8 +153,9 @@ async def execute(config: Config) -> None:
         report.say(length_report)
         verifiers, read = read.verifiers, None  # the prompts that were too long are not kept
 
+        report.track(tracker_id(store))
         report.resume(progress.step, store.read_table("metrics", progress.step) if latest else [], progress.jumps)
-        reporters = Reporters([report, MetricsReporter(config.run.name)])
+        reporters = Reporters([report, MetricsReporter(config.run.name, config.run.steps, store.storage.usage)])
         job = Job(config, cluster, model, store, latest.id if latest else None, lease.token, verifiers, report.say, reporters.fault)
         report.phase("starting engines and learners")
         await stack.enter_async_context(watchdog(config.recovery, output, report.say))
@@ -164,6 +168,15 @@ async def execute(config: Config) -> None:
             results, jumps = await course.run(latest)
         summary = report.finish(results, await launched.trajectory.background_s(), jumps)
         await launched.archive.record(SUMMARY, summary)
+
+
+def tracker_id(store: CheckpointStore) -> str:
+    """What trackers know the run by: made once, kept in the store, so that a resumed run goes on in the same curves."""
+    known = store.get_json(TRACKERS) or {}
+    if known.get("run") != store.run or not re.fullmatch("[0-9a-f]{16}", str(known.get("id"))):
+        known = {"run": store.run, "id": secrets.token_hex(8)}  # a new run, or the copy of another one
+        store.put_json(TRACKERS, known)
+    return known["id"]
 
 
 def resume_command() -> str:

@@ -14,6 +14,7 @@ WHOLE_JOBS = [
     "tests/test_supervised_run.py",
     "tests/security/test_embedded_run.py",
     "tests/chaos",
+    "tests/dashboard",
     "tests/integrations",
     "tests/commands",
 ]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from next_ray.dashboard.catalogue import METRICS
 from next_ray.settings import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,8 +71,6 @@ def test_settings_that_documents_name_exist() -> None:
 
 
 def test_metrics_that_documents_name_are_exported() -> None:
-    text = (ROOT / "docs" / "running.md").read_text()
-    source = (ROOT / "next_ray" / "actors" / "metrics.py").read_text()
-    named = set(re.findall(r"`(next_ray_[a-z_]+)(?:\{[a-z]+\})?`", text)) - {"next_ray_"}
-    assert len(named) >= 7
-    assert all(f'"{name}"' in source for name in named)
+    exported = {name for metric in METRICS for name in (metric.name, metric.exported)}
+    named = {name for path in DOCUMENTS for name in re.findall(r"`((?:ray_)?next_ray_[a-z0-9_]+)(?:\{[a-z, ]+\})?`", path.read_text())}
+    assert len(named) >= len(METRICS) and named <= exported

@@ -23,6 +23,7 @@ PURE = {
     "aftermath",
     "alarms",
     "clock",
+    "dashboard",
     "data.boxed",
     "data.formats",
     "data.prompts",
@@ -83,6 +84,7 @@ HOMES = {
     "huggingface_hub": {"data", "model_facts", "models"},
     "math_verify": {"reward"},
     "matplotlib": {"inspect.plots"},
+    "mlflow": {"report"},
     "numpy": None,
     "peft": {"commands.verify", "integrations", "learn"},
     "psutil": {"actors", "reward", "rollout"},
@@ -112,6 +114,7 @@ HOMES = {
     },
     "transformers": {"commands.verify", "data", "integrations", "learn", "models"},
     "vllm": {"rollout"},
+    "wandb": {"report"},
     "yaml": {"settings", "yaml_core"},
 }
 """Third-party libraries and the parts that may import them; None: every part but the nouns."""

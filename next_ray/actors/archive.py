@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 
 from next_ray.actors import parts
+from next_ray.actors.metrics import count_store
 from next_ray.actors.observed import RunActor
 from next_ray.actors.seats import Seat, asked
 from next_ray.learn.kept_batch import TABLE, batch_rows
@@ -25,26 +27,31 @@ class ArchiveActor(RunActor):
     def commit(self, new: NewCheckpoint, state: LearnerState) -> str:
         """Write a checkpoint, manifest last, then let go of those that nothing needs any more."""
         state = replace(state, parts=parts.FullParts(parts.refs_of(state)))
-        manifest = self._store.commit(new.step, new.kind, state, new.parents, self._fingerprint, dict(new.progress), self._token)
+        with self._counted(str(new.kind)):
+            manifest = self._store.commit(new.step, new.kind, state, new.parents, self._fingerprint, dict(new.progress), self._token)
         if self._keep is not None:
-            self._store.retain(self._keep, {*new.keep, *new.parents, manifest.id})
+            with self._counted():
+                self._store.retain(self._keep, {*new.keep, *new.parents, manifest.id})
         return manifest.id
 
     def adapter(self, checkpoint_id: str) -> tuple[dict[str, LoraFactors] | list[parts.PartRefs], None]:
         """The adapter, or references to the full weights, of a committed checkpoint, verified."""
-        manifest = self._store.manifest(checkpoint_id)
-        if manifest.is_whole:
-            return parts.put_weights(self._store.load_weights(manifest)), None
-        return dict(self._store.load_adapter(manifest)), None
+        with self._counted():
+            manifest = self._store.manifest(checkpoint_id)
+            if manifest.is_whole:
+                return parts.put_weights(self._store.load_weights(manifest)), None
+            return dict(self._store.load_adapter(manifest)), None
 
     def state(self, checkpoint_id: str) -> tuple[LearnerState, None]:
         """The learner state of a committed checkpoint, verified."""
-        state = self._store.load_state(self._store.manifest(checkpoint_id))
+        with self._counted():
+            state = self._store.load_state(self._store.manifest(checkpoint_id))
         return replace(state, parts=parts.put_parts(state.parts)), None
 
     def write_table(self, name: str, start_step: int, end_step: int, rows: list[dict[str, Any]]) -> None:
         """Append a segment to a table."""
-        self._store.write_table(name, start_step, end_step, rows)
+        with self._counted():
+            self._store.write_table(name, start_step, end_step, rows)
 
     def record(self, name: str, content: Mapping[str, Any]) -> None:
         """Keep a small JSON record."""
@@ -58,6 +65,16 @@ class ArchiveActor(RunActor):
         """Write the completions of a step as a table of their own; returns its URL."""
         self._store.write_table(TABLE, step, step, batch_rows(step, batch, groups))
         return f"{self._store.url}/tables/{TABLE}"
+
+    @contextmanager
+    def _counted(self, *committed: str) -> Iterator[None]:
+        """Export what the block asks of the store, also when it fails, and when it does not the kinds of checkpoints it `committed`."""
+        try:
+            yield
+        except BaseException:
+            count_store(self._store.storage.usage)
+            raise
+        count_store(self._store.storage.usage, committed)
 
 
 @dataclass

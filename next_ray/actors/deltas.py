@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from next_ray.actors.metrics import count_seconds
 from next_ray.actors.observed import RunActor
 from next_ray.actors.parts import Reader
 from next_ray.actors.shipping import ModelPlace, localize
@@ -38,7 +39,8 @@ class DeltaActor(RunActor):
     def observe(self, index: int, step: int, adapter: Adapter) -> tuple[CheckpointTriplets, float]:
         """Triplets of checkpoint `index`, and the seconds they took."""
         started = time.perf_counter()
-        return self._window.observe(index, step, adapter), time.perf_counter() - started
+        triplets = self._window.observe(index, step, adapter)
+        return triplets, _worked(started)
 
 
 class DenseDeltaActor(RunActor):
@@ -61,10 +63,17 @@ class DenseDeltaActor(RunActor):
         self._reader.hold(index, policy)
         triplets = self._window.observe(index, step, self._read)
         self._reader.drop_before(index - self._horizon + 1)
-        return triplets, time.perf_counter() - started
+        return triplets, _worked(started)
 
     def _read(self, index: int, name: str) -> np.ndarray:
         return self._reader.read(index, name) if index else self._base.read(name)
+
+
+def _worked(started: float) -> float:
+    """Seconds since `started`, counted as delta work."""
+    seconds = time.perf_counter() - started
+    count_seconds("next_ray_delta_seconds", seconds)
+    return seconds
 
 
 DeltaRemote = ray.remote(DeltaActor)

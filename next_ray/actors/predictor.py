@@ -12,6 +12,7 @@ import numpy as np
 import ray
 
 from next_ray.actors.deltas import BACKGROUND_NICENESS
+from next_ray.actors.metrics import count_seconds, show_trajectory
 from next_ray.actors.observed import RunActor
 from next_ray.config import ExtrapolationSection
 from next_ray.delta.sharding import merge_shards
@@ -64,7 +65,10 @@ class PredictorActor(RunActor):
         self._predictor.observe(triplets)
         if any(method == "alpharl" for method, _ in self._config.proposals):
             self._observed[triplets.index] = triplets
-        return time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        show_trajectory(triplets)
+        count_seconds("next_ray_fit_seconds", seconds)
+        return seconds
 
     def propose(self, wanted: Sequence[tuple[str, float]], seen: Sequence[Seen], *adapters: Adapter) -> tuple[Any, ...]:
         """Findings, then one adapter (or None) per wanted (method, alpha); `adapters` are the last checkpoints, described by `seen`."""

@@ -81,9 +81,11 @@ class ClusterSection(Section):
 
 
 class ReportSection(Section):
-    """Console and TensorBoard."""
+    """Console and trackers."""
 
-    tensorboard: bool = True
-    """Write TensorBoard event files to the run's output folder."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """Where metrics go besides the run's own files. TensorBoard writes to the run's output folder; the others need their package."""
+    project: str = Field(default="next_ray", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """Project in W&B, experiment in MLflow. Server, account and keys come from the environment, never from here."""
     samples: int = Field(default=2, ge=0)
     """Completions shown per step."""

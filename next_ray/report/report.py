@@ -18,8 +18,9 @@ from next_ray.report.final import Totals, final_table, summary
 from next_ray.report.metrics import JsonLines
 from next_ray.report.quiet import duplicate_stdout, quiet
 from next_ray.report.rows import JUMP, ROLLBACK, STEP, Row, alarm_row, evaluation_row, fault_row, jump_row, merged, rollback_row, step_row
-from next_ray.report.tensorboard import TensorBoard
 from next_ray.report.text import fault_sentence, jump_sentence, rollback_sentence
+from next_ray.report.trackers.background import Background
+from next_ray.report.trackers.choice import check_trackers, make_trackers
 from next_ray.settings import to_yaml
 from next_ray.types import Alarm, EvaluationResult, Fault, JumpRecord, RollbackRecord, StepRecord
 
@@ -36,13 +37,14 @@ class Report:
         self._own_stream = console is None
         self._metrics = JsonLines(output / "metrics.jsonl")
         self._samples = JsonLines(output / "samples.jsonl")
-        self._tensorboard: TensorBoard | None = None
+        self._trackers: list[Background] = []
         self._pending: list[Row] = []
         self._totals = Totals()
         self._resources = ExitStack()
 
     def __enter__(self) -> Report:
         config = self._config
+        check_trackers(config.report)
         self._output.mkdir(parents=True, exist_ok=True)
         (self._output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         self._resources.enter_context(quiet(self._output / "infrastructure.log"))
@@ -62,12 +64,15 @@ class Report:
             self._display.close()
         self._metrics.close()
         self._samples.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-            self._tensorboard = None
+        for tracker in self._trackers:
+            tracker.close()
         self._resources.close()
         if self._own_stream:
             self._console.file.close()
+
+    def track(self, run_id: str) -> None:
+        """Hand all that is logged from now on to the configured trackers, which know the run as `run_id`; before `resume`."""
+        self._trackers = make_trackers(self._config, self._output, run_id, self.say)
 
     def say(self, message: object) -> None:
         """Show a sentence."""
@@ -101,10 +106,8 @@ class Report:
         steps = [row for row in rows if row["kind"] == STEP]
         if steps:
             self._state.step, self._state.row = step, steps[-1]
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        if self._config.report.tensorboard:
-            self._tensorboard = TensorBoard(self._output / "tensorboard", step)
+        for tracker in self._trackers:
+            tracker.begin(step)
 
     def step(self, record: StepRecord) -> None:
         """An RL step is done."""
@@ -178,6 +181,8 @@ class Report:
                 self._totals.attempts.append({"kind": JUMP, "step": jump["step"], "accepted": jump["candidate"], **outcome})
         data = summary(results, self._totals, background_s, self._config.run.steps, self._config.run.seed)
         (self._output / "summary.json").write_text(json.dumps(data, indent=2), encoding="utf-8")
+        for tracker in self._trackers:
+            tracker.finish(self._config.run.steps, data)
         self._display.close()
         self._console.print(final_table(data))
         self._console.print(f"Logs, metrics and samples: {self._output}", soft_wrap=True, markup=False, highlight=False)
@@ -186,8 +191,8 @@ class Report:
     def _write(self, row: Row) -> None:
         self._metrics.append(row)
         self._totals.add(row)
-        if self._tensorboard is not None:
-            self._tensorboard.write(row)
+        for tracker in self._trackers:
+            tracker.write(row)
 
 
 class Reporters:

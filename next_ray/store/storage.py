@@ -22,6 +22,7 @@ from next_ray.errors import StoreError
 from next_ray.store.backend import Backend, StoredObject, Versioned
 from next_ray.store.faults import ConflictError, MissingObjectError, TooLargeError, TransientStoreError
 from next_ray.store.rereading import reread
+from next_ray.store.usage import Operation, Usage
 
 T = TypeVar("T")
 
@@ -50,6 +51,7 @@ class Storage:
         self.endpoint_url = endpoint_url
         self.budget_s = budget_s
         self.quick = quick
+        self.usage = Usage()
         self._connect_lock = threading.Lock()
         self._backend: Backend | None = None
         self._pid = 0
@@ -62,13 +64,13 @@ class Storage:
     def put(self, path: str, data: bytes) -> str:
         """Write or replace an object; readers see the old bytes or the new ones. Returns its version."""
         key = self._key(path)
-        return self._attempt(lambda: self._connected().put(key, data))
+        return self._attempt("write", lambda: self._connected().put(key, data), len(data))
 
     def put_new(self, path: str, data: bytes) -> None:
         """Write an immutable object; one with the same bytes may exist already, one with others is a `ConflictError`."""
         key = self._key(path)
         try:
-            self._attempt(lambda: self._connected().create(key, data))
+            self._attempt("write", lambda: self._connected().create(key, data), len(data))
         except ConflictError:
             if self.get(path) != data:
                 raise
@@ -80,32 +82,40 @@ class Storage:
         that race put something of their own into `data`.
         """
         key = self._key(path)
-        return self._own_bytes_or_conflict(path, data, lambda: self._attempt(lambda: self._connected().create(key, data)))
+        return self._own_bytes_or_conflict(
+            path, data, lambda: self._attempt("write", lambda: self._connected().create(key, data), len(data))
+        )
 
     def replace_if(self, path: str, data: bytes, etag: str) -> str:
         """Replace an object that still is version `etag`; returns the new version or raises `ConflictError`."""
         key = self._key(path)
-        return self._own_bytes_or_conflict(path, data, lambda: self._attempt(lambda: self._connected().replace(key, data, etag)))
+        return self._own_bytes_or_conflict(
+            path, data, lambda: self._attempt("write", lambda: self._connected().replace(key, data, etag), len(data))
+        )
 
     def get(self, path: str, max_bytes: int = MAX_OBJECT_BYTES) -> bytes:
         """An object's bytes; raises `MissingObjectError`, or `TooLargeError` before anything is read."""
         key = self._key(path)
-        return reread(lambda: self._attempt(lambda: self._connected().get(key, max_bytes)))
+        data = reread(lambda: self._attempt("read", lambda: self._connected().get(key, max_bytes)))
+        self.usage.moved("read", len(data))
+        return data
 
     def read_versioned(self, path: str, max_bytes: int = MAX_RECORD_BYTES) -> Versioned:
         """A small object with the version that `replace_if` needs and its age by the storage's clock."""
         key = self._key(path)
-        return reread(lambda: self._attempt(lambda: self._connected().read(key, max_bytes)))
+        found = reread(lambda: self._attempt("read", lambda: self._connected().read(key, max_bytes)))
+        self.usage.moved("read", len(found.data))
+        return found
 
     def exists(self, path: str) -> bool:
         """Whether there is such an object."""
         key = self._key(path)
-        return self._attempt(lambda: self._connected().exists(key))
+        return self._attempt("list", lambda: self._connected().exists(key))
 
     def entries(self, prefix: str) -> list[StoredObject]:
         """All objects below the folder `prefix`, by path, fresh from the storage; none when there is no such folder."""
         key = self._key(prefix)
-        found = self._attempt(lambda: self._connected().entries(key))
+        found = self._attempt("list", lambda: self._connected().entries(key))
         relative = [StoredObject(entry.key.removeprefix(f"{self.root}/"), entry.size_bytes, entry.age_s) for entry in found]
         return sorted(relative, key=lambda entry: entry.key)
 
@@ -116,17 +126,17 @@ class Storage:
     def delete(self, path: str) -> None:
         """Remove an object; a missing one is no error."""
         key = self._key(path)
-        self._attempt(lambda: self._connected().delete(key))
+        self._attempt("delete", lambda: self._connected().delete(key))
 
     def sweep_torn(self, prefix: str, min_age_s: float) -> int:
         """Remove what interrupted writes below `prefix` left behind for at least `min_age_s`; returns how many."""
         key = self._key(prefix)
-        return self._attempt(lambda: self._connected().sweep_torn(key, min_age_s))
+        return self._attempt("delete", lambda: self._connected().sweep_torn(key, min_age_s))
 
     def with_budget(self, budget_s: float, quick: bool = False) -> Storage:
-        """The same storage with another retry budget and connections of its own."""
+        """The same storage with another retry budget and connections of its own; `usage` counts both."""
         other = copy.copy(self)
-        other.budget_s, other.quick = budget_s, quick
+        other.budget_s, other.quick, other.usage = budget_s, quick, self.usage
         return other
 
     def check_access(self) -> None:
@@ -152,10 +162,10 @@ class Storage:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_connect_lock", "_backend", "_pid")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("usage", "_connect_lock", "_backend", "_pid")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _connect_lock=threading.Lock(), _backend=None, _pid=0)
+        self.__dict__.update(state, usage=Usage(), _connect_lock=threading.Lock(), _backend=None, _pid=0)
 
     def __repr__(self) -> str:
         return f"Storage({self.url!r})"
@@ -182,16 +192,21 @@ class Storage:
             return S3Backend(S3Options(self.endpoint_url, self.budget_s, connect_timeout_s=3.0, read_timeout_s=5.0, attempts=1))
         return S3Backend(S3Options(self.endpoint_url, self.budget_s))
 
-    def _attempt(self, operation: Callable[[], T]) -> T:
-        """Run, repeating transient failures with growing random pauses until the budget is used up."""
+    def _attempt(self, kind: Operation, operation: Callable[[], T], num_bytes: int = 0) -> T:
+        """Run, repeating transient failures with growing random pauses until the budget is used up; `num_bytes` are written."""
         retrying = Retrying(
             retry=retry_if_exception_type(TransientStoreError),
             stop=stop_after_delay(self.budget_s),
             wait=wait_random_exponential(multiplier=0.2, max=5.0),
+            before_sleep=lambda _: self.usage.retried(),
             reraise=True,
         )
         try:
-            return retrying(operation)
+            with self.usage.counted(kind, _is_fault):
+                found = retrying(operation)
+            if num_bytes:
+                self.usage.moved(kind, num_bytes)
+            return found
         except TransientStoreError as error:
             raise StoreError(f"{error} Gave up after {self.budget_s:.0f} s; check the network, store.url and store.endpoint_url.") from None
 
@@ -208,6 +223,11 @@ class Storage:
             if current is None or current.data != data:
                 raise
             return current.etag
+
+
+def _is_fault(error: BaseException) -> bool:
+    """Whether an operation failed, in contrast to an answer that callers expect."""
+    return isinstance(error, StoreError) and not isinstance(error, ConflictError | MissingObjectError | TooLargeError)
 
 
 def _probe(storage: Storage, path: str) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from next_ray.evaluate.metrics import evaluation
+from next_ray.report.final import Totals, summary
+from next_ray.report.rows import step_row
 from next_ray.types import BacktestScore, EvaluationResult, GateDecision, GateRow, JumpRecord, RollbackRecord, Sample, StepRecord
 
 TIMES = {"rollout": 1.0, "reward": 0.25, "plan": 0.05, "update": 0.5, "load": 0.1, "total": 2.0}
@@ -30,3 +34,11 @@ def rollback_record(step: int, jump_step: int) -> RollbackRecord:
 def result(label: str, *correct: int, num_samples: int = 4) -> EvaluationResult:
     """One prompt for each number: that many of its samples are right."""
     return evaluation(label, tuple(tuple(float(i < n) for i in range(num_samples)) for n in correct), 1.0, seed=0)
+
+
+def final_data() -> dict[str, Any]:
+    """What `summary` says of a run of two steps that learned something."""
+    totals = Totals()
+    totals.add(step_row(step_record(1)))
+    totals.add(step_row(step_record(2)))
+    return summary([result("base", 1, 1), result("final", 3, 3)], totals, {}, 2, seed=0)

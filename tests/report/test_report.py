@@ -25,7 +25,7 @@ from next_ray.store.tables import decode_rows, encode_rows
 from next_ray.types import Alarm
 from tests.report.records import jump_record, result, rollback_record, step_record
 
-CONFIG = load_config(None, ["run.steps=12", "report.tensorboard=false"])
+CONFIG = load_config(None, ["run.steps=12", "report.trackers=[]"])
 
 
 def plain() -> Console:

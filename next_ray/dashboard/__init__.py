@@ -1,0 +1,1 @@
+"""What Prometheus and Grafana show of a run: metrics, panels, alerts. Descriptions only; `actors/metrics.py` measures."""
