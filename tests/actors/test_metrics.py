@@ -66,7 +66,7 @@ def test_a_step_is_exported_once_and_what_is_not_in_the_catalogue_under_its_own_
     reporter = metrics.MetricsReporter("here", 60, usage)
     usage.retried()
     numbers = {"verdict_correct": 30.0, "verdict_wrong": 0.0, "tokens": 7.0, "staleness": 1.0, "novelty": 2.0}
-    reporter.step(step_record(1, skipped_nonfinite=2.0, optimizer_steps=1.0, **numbers))
+    reporter.step(step_record(1, 0.5, "46", skipped_nonfinite=2.0, optimizer_steps=1.0, **numbers))
     usage.retried()
     reporter.step(step_record(2, skipped_nonfinite=0.0, optimizer_steps=1.0))
     assert books["next_ray_steps"] == 2 and books["next_ray_tokens"] == 8000 and books["next_ray_updates"] == 2
