@@ -63,7 +63,7 @@ def secret_is_nowhere(secret: str, said: str, output: Path) -> bool:
 
 def records(folder: Path) -> list[Any]:
     """All records of W&B's offline files below `folder`, oldest file first."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue] made at run time
 
     paths = sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime)
     return [Record.FromString(data) for path in paths for data in frames(path.read_bytes())]
