@@ -1,0 +1,66 @@
+"""`python -m benchmarks report`: how long the page of a run takes to write, how large it is, and how soon a browser shows it.
+
+The run is made up (`stored_runs.py`) and lies in a real store. `write_s` is a process of its own, Python's start and imports counted, the
+best of several; `first_paint_ms` is Chromium's first contentful paint of the file, the median (without a browser it is left out).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.stored_runs import MadeUp, write_run
+
+CHROMIUM = "/usr/bin/chromium"
+
+
+def main(argv: list[str]) -> int:
+    """Print one line of JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks report", description=__doc__)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--interval", type=int, default=10)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--folder", type=Path, default=Path("outputs/bench-report"))
+    arguments = parser.parse_args(argv)
+    made = MadeUp(f"run-{arguments.steps}-{arguments.interval}-{arguments.layers}", arguments.steps, arguments.steps, arguments.interval)
+    place, page = arguments.folder.absolute() / made.name, arguments.folder / f"{made.name}.html"
+    if not (place / "records" / "summary.json").exists():
+        shutil.rmtree(place, ignore_errors=True)
+        write_run(f"file://{arguments.folder.absolute()}", made).close()
+    load, seconds = os.getloadavg()[0], []
+    for _ in range(arguments.runs):
+        started = time.monotonic()
+        subprocess.run([sys.executable, "-m", "next_ray.report", str(place), "--output", str(page)], check=True, capture_output=True)
+        seconds.append(time.monotonic() - started)
+    found = {"steps": arguments.steps, "checkpoints": arguments.steps // arguments.interval + 1, "load": round(load, 1)}
+    found |= {"write_s": round(min(seconds), 2), "write_s_median": round(statistics.median(seconds), 2)}
+    found |= {"page_mib": round(page.stat().st_size / 2**20, 2)}
+    if Path(CHROMIUM).exists():
+        found["first_paint_ms"] = round(statistics.median(first_paint_ms(page) for _ in range(arguments.runs)))
+    print(json.dumps(found))
+    return 0
+
+
+def first_paint_ms(page: Path) -> float:
+    """Milliseconds from navigation to the first contentful paint, in a browser of its own."""
+    from playwright.sync_api import sync_playwright
+
+    script = """() => new Promise(done => new PerformanceObserver(found => {
+        for (const one of found.getEntries()) if (one.name === 'first-contentful-paint') done(one.startTime)
+    }).observe({type: 'paint', buffered: true}))"""
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        try:
+            tab = browser.new_page()
+            tab.goto(page.absolute().as_uri())
+            return tab.evaluate(script)
+        finally:
+            browser.close()
