@@ -74,7 +74,8 @@ class MadeUp:
         """A configuration that fits."""
         settings = [f"run.name={self.name}", f"run.steps={self.planned}", f"run.seed={self.seed}", "evaluation.every_steps=20"]
         settings += [f"extrapolation.enabled={str(self.jump_at is not None).lower()}", f"extrapolation.interval_steps={self.interval}"]
-        settings += [f"extrapolation.checkpoints={(self.jump_at or 150) // self.interval}", "extrapolation.horizon=5"]
+        count = (self.jump_at or 150) // self.interval
+        settings += [f"extrapolation.checkpoints={count}", f"extrapolation.horizon={count // 3}"]
         return load_config(None, settings)
 
     def age(self, step: int) -> float:
@@ -86,9 +87,9 @@ class MadeUp:
         return 0.38 + 0.45 * (1.0 - math.exp(-self.age(step) / 120.0))
 
 
-def write_run(url: str, made: MadeUp, prompt: str = "Add the numbers.\n{a}+{b}=") -> CheckpointStore:
+def write_run(url: str, made: MadeUp, prompt: str = "Add the numbers.\n{a}+{b}=", endpoint_url: str | None = None) -> CheckpointStore:
     """Write the run into the store at `url` and return it, open; `prompt` is the text of the samples."""
-    store, draw, totals = CheckpointStore(url, made.name), random.Random(made.seed), Totals()
+    store, draw, totals = CheckpointStore(url, made.name, endpoint_url), random.Random(made.seed), Totals()
     store.claim_identity({"base_fingerprint": FINGERPRINT, "model": "tiny", "lora_rank": made.rank})
     store.put_json(CONFIG, {"version": "0.1.0", "device": "cpu", "config": made.config.model_dump(mode="json")})
     progress, pending, samples = Progress(), [], []

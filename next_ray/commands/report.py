@@ -32,9 +32,14 @@ def _run(argv: Sequence[str] | None) -> None:
         raise ConfigError(f"At most {MAX_RUNS} runs fit side by side, got {len(arguments.runs)}.")
     if arguments.measure < 0:
         raise ConfigError(f"--measure is a number of MiB and must be at least 0, got {arguments.measure}.")
-    output = arguments.output or Path(f"{'-vs-'.join(run.rstrip('/').rpartition('/')[2] for run in arguments.runs)}-report.html")
+    output = arguments.output or Path(f"{'-vs-'.join(map(_name, arguments.runs))}-report.html")
     check_file(output, "--output")
     print(f"{write(arguments.runs, output, arguments.measure, arguments.endpoint_url)} in {output}")
+
+
+def _name(place: str) -> str:
+    """The run's own name, without where it is."""
+    return place.rstrip("/").rpartition("/")[2]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,7 +77,7 @@ def write(runs: Sequence[str], output: Path, measure_mib: int = MEASURED_MIB, en
     with shown() as progress:
         found = []
         for done, run in enumerate(runs):
-            progress(f"reading {run}", done, len(runs))
+            progress(f"reading {_name(run)}", done, len(runs))
             found.append(read_run(run, measure_mib * 2**20, endpoint_url))
     text = page(found, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     write_whole(output, text, "--output")

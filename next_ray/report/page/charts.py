@@ -107,7 +107,7 @@ def bars(
     step = thick * max(len(letters), 1) + 9
     top, left = 8, 132
     most = max((value for _, values in rows for value in values), default=0.0) or 1.0
-    to_x = Scale(0.0, most, left, WIDTH - 106)
+    to_x = Scale(0.0, most, left, WIDTH - (132 if several else 112))
     content: list[Markup] = []
     for i, (label, values) in enumerate(rows):
         y = top + i * step
@@ -124,7 +124,7 @@ def bars(
 
 def shares(name: str, title: str, description: str, rows: Sequence[tuple[str, Sequence[float]]]) -> Markup:
     """Bars of the same length in parts, from left to right in the order of `share_key`, which stands above them."""
-    top, left, thick, step = 6, 96, 17, 22
+    top, left, thick, step = 6, 118, 17, 22
     width = WIDTH - left - RIGHT
     content = []
     for row, (label, values) in enumerate(rows):
