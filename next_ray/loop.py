@@ -71,6 +71,7 @@ class TrainingLoop:
         stream.restore(Cursor(**self.progress.cursor))
         self.feed = Feed(config, stages, stream, self.serving, self.progress, self.clock)
         self._trained: list[dict[str, Any]] = []
+        self._samples: list[dict[str, Any]] = []
         self._commit: asyncio.Task[None] | None = None
         self._kept = self._tabled = self.progress.step
 
@@ -143,6 +144,7 @@ class TrainingLoop:
         self._trained += [
             {"step": progress.step, "place": place, "prompt_id": name} for place, name in zip(batch.places, batch.prompt_ids, strict=True)
         ]
+        self._samples += [{"step": progress.step, **asdict(sample)} for sample in batch.scores.samples]
         if self.schedule.observed(progress):
             progress.note(batch.accuracy)
         self.rollback.note(batch.accuracies)
@@ -179,8 +181,8 @@ class TrainingLoop:
         with self.clock.phase("checkpoint"):
             state = await self.stages.learner.snapshot()
         self._kept = self.progress.step
-        at, tables = replace(self.progress), {"metrics": self.report.take_rows(), "prompts": self._trained}
-        self._trained = []
+        tables = {"metrics": self.report.take_rows(), "prompts": self._trained, "samples": self._samples}
+        at, self._trained, self._samples = replace(self.progress), [], []
         self._commit = asyncio.create_task(self._store_and_observe(state, self.serving.adapter, at, tables))
 
     async def _store_and_observe(self, state: Ref[LearnerState], adapter: Ref[Adapter], at: Progress, tables: Mapping[str, Rows]) -> None:

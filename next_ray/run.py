@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from next_ray import estimate
+from next_ray import __version__, estimate
 from next_ray.commands.ending import ended
 from next_ray.commands.supervise import RESTARTS_VARIABLE, become_supervisor
 from next_ray.commands.words import job_and_overrides
@@ -27,16 +27,17 @@ from next_ray.models.resolve import PreparedModel, prepare_model
 from next_ray.precision import resolve_dtypes
 from next_ray.progress import Progress, progress_at
 from next_ray.report.dry_run import dry_run
+from next_ray.report.final import prompt_scores
 from next_ray.report.report import Report, Reporters
 from next_ray.settings import load_config
 from next_ray.store.checkpoints import CheckpointStore
+from next_ray.store.layout import CONFIG, SCORES, SUMMARY
 from next_ray.store.lease import Lease
 from next_ray.types import Manifest
 
 if TYPE_CHECKING:
     from next_ray.data.prepare import Read
 
-SUMMARY = "summary"
 TRACKERS = "trackers"
 """The record that holds what trackers know the run by."""
 TORN_AFTER_S = 3600.0
@@ -142,6 +143,7 @@ async def execute(config: Config) -> None:
         model = model or await _prepare(config, report)
         rank = config.learner.lora.rank if config.learner.mode == "lora" else 0
         store.claim_identity({"base_fingerprint": model.fingerprint, "model": model.name, "lora_rank": rank})
+        store.put_json(CONFIG, {"version": __version__, "device": cluster.device, "config": config.model_dump(mode="json")})
         tokenizer = load_tokenizer(model.path, config.model.trust_remote_code)
         if read is None:
             from next_ray.actors.reading import read_splits
@@ -167,6 +169,7 @@ async def execute(config: Config) -> None:
         with signals_ask(stop, config.recovery.grace_s, resume_command(), report.say):
             results, jumps = await course.run(latest)
         summary = report.finish(results, await launched.trajectory.background_s(), jumps)
+        await launched.archive.record(SCORES, prompt_scores(results, splits.test))
         await launched.archive.record(SUMMARY, summary)
 
 

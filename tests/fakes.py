@@ -27,6 +27,7 @@ from next_ray.types import (
     Proposal,
     Ref,
     RolloutRequest,
+    Sample,
     Sampling,
     Scores,
     Shard,
@@ -104,7 +105,12 @@ class FakeRewards:
 
     async def score(self, shards: Sequence[Shard], num_samples: int = 0) -> Scores:
         groups = [g for shard in shards for g in shard.groups.value]
-        return Scores(tuple(tuple(float(c.text == g.prompt.answer) for c in g.completions) for g in groups), {"ok": len(groups)})
+        rewards = tuple(tuple(float(c.text == g.prompt.answer) for c in g.completions) for g in groups)
+        shown = [
+            Sample(g.prompt.id, g.prompt.messages[0]["content"], g.completions[0].text, g.prompt.answer, earned[0])
+            for g, earned in zip(groups[:num_samples], rewards, strict=False)
+        ]
+        return Scores(rewards, {"ok": len(groups)}, tuple(shown))
 
 
 @dataclass
@@ -155,6 +161,7 @@ class FakeArchive:
     committed: list[tuple[Manifest, LearnerState]] = field(default_factory=list)
     tables: list[tuple[int, int, list[Any]]] = field(default_factory=list)
     prompts: list[tuple[int, int, list[Any]]] = field(default_factory=list)
+    samples: list[tuple[int, int, list[Any]]] = field(default_factory=list)
     records: dict[str, Any] = field(default_factory=dict)
     fail_at_step: int | None = None
     kept_batches: list[tuple[int, TrainedBatch]] = field(default_factory=list)
@@ -185,7 +192,8 @@ class FakeArchive:
 
     async def table(self, name: str, start_step: int, end_step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         assert all(start_step <= row["step"] <= end_step for row in rows), "the store refuses such rows"
-        (self.tables if name == "metrics" else self.prompts).append((start_step, end_step, list(rows)))
+        kept = {"metrics": self.tables, "prompts": self.prompts, "samples": self.samples}[name]
+        kept.append((start_step, end_step, list(rows)))
 
 
 @dataclass

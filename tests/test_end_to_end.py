@@ -21,6 +21,8 @@ from tests.chaos.faults import actors
 from tests.s3_server import S3Server, s3_server
 from tests.whole_jobs import TIME_LIMIT_S, command, environment, manifests, run, timeless, wait_for_step
 
+REPORT = [sys.executable, "-m", "next_ray.report"]
+
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed, pytest.mark.timeout(1800)]
 
 
@@ -71,6 +73,8 @@ def test_a_run_that_is_hurt_and_stopped_ends_like_an_uninterrupted_one(shared: P
     common = [f"store.url=file://{store}", f"run.output_dir={shared / 'out'}", "run.deterministic=true", "store.lease_s=10"]
     with (shared / "hurt.txt").open("w") as log:
         driver = subprocess.Popen(command(*common, "run.name=hurt"), env=env, stdout=log, stderr=log)
+    wait_for_step(store, "hurt", 1, driver, shared / "hurt.txt")
+    reporting = subprocess.Popen([*REPORT, str(store / "hurt"), "--output", str(shared / "running.html")])
     for step, name in ((1, "EngineActor"), (2, "LearnerActor"), (3, "PredictorActor")):
         wait_for_step(store, "hurt", step, driver, shared / "hurt.txt")
         for process in list(actors(driver.pid, name)):
@@ -90,6 +94,15 @@ def test_a_run_that_is_hurt_and_stopped_ends_like_an_uninterrupted_one(shared: P
     whole, hurt = ([row for row in log if row["kind"] in ("step", "evaluation")] for log in logs)
     assert whole == hurt
     assert problems(CheckpointStore(f"file://{store}", "hurt"), steps=6, interval=1, num_prompts=68, seen={}) == []
+    assert reporting.wait(TIME_LIMIT_S) == 0
+    assert "running: step" in (shared / "running.html").read_text()
+    both = shared / "both.html"
+    done = subprocess.run([*REPORT, str(store / "whole"), str(store / "hurt"), "--output", str(both)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    page = both.read_text()
+    assert "B and A cannot be told apart on the same test prompts: +0.0 points [+0.0, +0.0], p = 1." in page
+    for said in ("Rank-1 energy by layer", "step 4: ", "rollout engine 0", "the learners", "rewarded", "model.tiny_steps=200"):
+        assert said in page, f"the store alone does not say: {said}"
 
 
 def test_all_weights_on_two_ranks_jump_and_go_on_on_one(shared: Path) -> None:

@@ -43,6 +43,7 @@ PURE = {
     "inspect.groups",
     "inspect.linearity",
     "inspect.movement",
+    "inspect.plane",
     "inspect.summaries",
     "inspect.verdict",
     "learn.advantages",

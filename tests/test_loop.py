@@ -78,6 +78,11 @@ def test_checkpoints_come_every_interval_and_at_the_end() -> None:
     assert [m.step for m, _ in world.archive.committed] == [2, 4, 6, 7]
     assert [m.parents for m, _ in world.archive.committed[:2]] == [(), ("0002-trained",)]
     assert [(a, b, [r["step"] for r in rows]) for a, b, rows in world.archive.tables][:2] == [(1, 2, [1, 2]), (3, 4, [3, 4])]
+    shown = [
+        (a, b, [(r["step"], r["prompt"], r["reward"] == (r["completion"] == "yes")) for r in rows]) for a, b, rows in world.archive.samples
+    ]
+    assert [(a, b, [step for step, _, _ in rows]) for a, b, rows in shown][:2] == [(1, 2, [1, 1, 2, 2]), (3, 4, [3, 3, 4, 4])]
+    assert all(prompt and right for _, _, rows in shown for _, prompt, right in rows)
 
 
 def test_a_good_candidate_is_adopted_and_training_goes_on_from_it() -> None:

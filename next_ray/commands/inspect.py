@@ -6,14 +6,13 @@ import argparse
 import json
 import os
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from next_ray.commands.accuracies import read_accuracies
 from next_ray.commands.ending import ended
+from next_ray.commands.writing import check_file, scratch_folder, write_whole
 from next_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -112,21 +111,14 @@ def _origin(imported: Imported) -> dict[str, Any]:
 
 def _check_targets(file: Path | None, folder: Path | None) -> None:
     """Before any work is done for them."""
-    if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
-        raise ConfigError(f"--json {file}: a file in a folder that exists is needed.")
+    if file is not None:
+        check_file(file, "--json")
     if folder is not None and folder.exists() and not folder.is_dir():
         raise ConfigError(f"--plots {folder}: this is a file; a folder is needed.")
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    try:
-        with _scratch(path.absolute().parent, path.name) as scratch:
-            (scratch / path.name).write_text(text, encoding="utf-8")
-            os.replace(scratch / path.name, path)
-    except OSError as error:
-        raise ConfigError(f"--json {path} could not be written: {error.strerror or error}.") from None
+    write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n", "--json")
     print(f"numbers in {path}", file=sys.stderr)
 
 
@@ -138,7 +130,7 @@ def _write_plots(folder: Path, inspection: Inspection) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            with _scratch(folder, "figures") as scratch:
+            with scratch_folder(folder, "figures") as scratch:
                 files = draw(inspection, scratch)
                 for file in files:
                     os.replace(file, folder / file.name)
@@ -148,9 +140,3 @@ def _write_plots(folder: Path, inspection: Inspection) -> None:
     except OSError as error:
         raise ConfigError(f"--plots {folder} could not be written: {error.strerror or error}.") from None
     print(f"{len(files)} figures in {folder}", file=sys.stderr)
-
-
-@contextmanager
-def _scratch(beside: Path, name: str) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=beside, ignore_cleanup_errors=True) as scratch:
-        yield Path(scratch)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from next_ray.delta.history import FactorHistory, ModuleHistory
 from next_ray.delta.trajectory import WeightTrajectory
-from next_ray.delta.trajectory_triplets import trajectory_triplets
 from next_ray.errors import ExtrapolationError
 from next_ray.extrapolate.plan import Extrapolator
 from next_ray.inspect.backtest import Backtest, Progress, backtest
@@ -141,6 +140,8 @@ def with_triplets(trajectory: WeightTrajectory, horizon: int, progress: Progress
     """The same with its triplets computed, so that methods and measures share them."""
     if trajectory.computed is not None and horizon in trajectory.computed:
         return trajectory
+    from next_ray.delta.trajectory_triplets import trajectory_triplets  # who brings triplets should not wait for torch
+
     triplets: dict[str, Sequence[ModuleTriplets]] = {}
     names = list(trajectory.modules)
     for start in range(0, len(names), TOGETHER):

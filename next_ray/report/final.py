@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from next_ray.evaluate.metrics import bootstrap, icer
-from next_ray.report.rows import JUMP, ROLLBACK, STEP
+from next_ray.report.rows import FAULT, JUMP, ROLLBACK, STEP
 from next_ray.report.text import duration, jump_sentence, percent
-from next_ray.types import Accuracy, EvaluationResult
+from next_ray.types import Accuracy, EvaluationResult, Prompt
 
 IN_STEP = ("rollout", "reward", "plan", "update", "load")
 """Phases inside a step's `total`; checkpoints, jumps and evaluations come on top of it."""
@@ -33,9 +33,13 @@ class Totals:
     step_seconds: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     attempts: list[dict[str, Any]] = field(default_factory=list)
+    faults: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Count one row."""
+        """Count one row; the seconds of a recovery lie within those of the phases that waited for it."""
+        if row["kind"] == FAULT:
+            self.faults.append(dict(row))
+            return
         times = {name[5:-2].replace("_", " "): value for name, value in row.items() if name.startswith("time_")}
         total = times.pop("total", 0.0)
         if row["kind"] == STEP:
@@ -84,12 +88,19 @@ def summary(
     return {
         "models": models,
         "attempts": totals.attempts,
+        "faults": totals.faults,
         "seconds_on_critical_path": {**totals.seconds, "all": totals.critical_path_s},
         "seconds_off_critical_path": dict(background_s),
         "num_tokens": totals.num_tokens,
         "skipped_nonfinite": totals.num_nonfinite,
         "tokens_per_s": totals.num_tokens / totals.step_seconds if totals.step_seconds else None,
     }
+
+
+def prompt_scores(results: Sequence[EvaluationResult], prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """The mean reward of every test prompt under every evaluated model, with which another run can be compared prompt by prompt."""
+    means = {result.label: [float(np.mean(row)) for row in result.correct] for result in results}
+    return {"prompts": [prompt.id for prompt in prompts], "models": means}
 
 
 def paired_gain(base: EvaluationResult, other: EvaluationResult, seed: int) -> Accuracy:

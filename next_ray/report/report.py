@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,22 @@ from next_ray.report.console import RunState, accuracy_line, jump_lines, make_di
 from next_ray.report.final import Totals, final_table, summary
 from next_ray.report.metrics import JsonLines
 from next_ray.report.quiet import duplicate_stdout, quiet
-from next_ray.report.rows import JUMP, ROLLBACK, STEP, Row, alarm_row, evaluation_row, fault_row, jump_row, merged, rollback_row, step_row
+from next_ray.report.rows import (
+    FAULT,
+    JUMP,
+    ROLLBACK,
+    STEP,
+    Row,
+    alarm_row,
+    evaluation_row,
+    fault_row,
+    is_stored,
+    jump_row,
+    merged,
+    rollback_row,
+    step_row,
+    under_way,
+)
 from next_ray.report.text import fault_sentence, jump_sentence, rollback_sentence
 from next_ray.report.trackers.background import Background
 from next_ray.report.trackers.choice import check_trackers, make_trackers
@@ -96,7 +112,9 @@ class Report:
         rows = merged(step, stored, self._metrics.read(), jumps) if step else []
         self._metrics.rewrite(rows)
         self._samples.truncate(step if step else -1)
-        self._totals, self._pending = Totals(), []
+        faults = [row for row in rows if row["kind"] == FAULT]
+        self._totals, self._pending = Totals(), [{**row, "step": step + 1} for row in faults if not is_stored(row, stored)]
+        self._state.step = step
         for row in rows:
             self._totals.add(row)
             if row["kind"] == JUMP:
@@ -105,7 +123,7 @@ class Report:
                 self._state.gate = rollback_sentence(row)
         steps = [row for row in rows if row["kind"] == STEP]
         if steps:
-            self._state.step, self._state.row = step, steps[-1]
+            self._state.row = steps[-1]
         for tracker in self._trackers:
             tracker.begin(step)
 
@@ -115,16 +133,7 @@ class Report:
         self._write(row)
         self._pending.append(row)
         for sample in record.samples:
-            self._samples.append(
-                {
-                    "step": record.step,
-                    "prompt_id": sample.prompt_id,
-                    "prompt": sample.prompt,
-                    "completion": sample.completion,
-                    "answer": sample.answer,
-                    "reward": sample.reward,
-                }
-            )
+            self._samples.append({"step": record.step, **asdict(sample)})
         self._state.stepped(row, record.samples)
         self._display.step()
 
@@ -162,12 +171,15 @@ class Report:
 
     def fault(self, fault: Fault) -> None:
         """A fault was met, or recovered from."""
-        self._write(fault_row(self._state.step, fault))
+        row = fault_row(self._state.step, fault)
+        self._write(row)
+        self._pending.append(under_way(row))
         self.say(fault_sentence(fault))
 
     def take_rows(self) -> list[dict[str, Any]]:
-        """Rows of all but attempted jumps and faults since the last call, for the store's metrics table."""
-        rows, self._pending = self._pending, []
+        """Rows of all but attempted jumps since the last call, for the store's metrics table; a fault's when its step has ended."""
+        rows = [row for row in self._pending if row["step"] <= self._state.step]
+        self._pending = [row for row in self._pending if row["step"] > self._state.step]
         return rows
 
     def finish(

@@ -12,7 +12,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from next_ray.types import Alarm, EvaluationResult, Fault, JumpRecord, RollbackRecord, StepRecord
+from next_ray.errors import StoreError
+from next_ray.types import (
+    Alarm,
+    BacktestScore,
+    EvaluationResult,
+    Fault,
+    GateDecision,
+    GateRow,
+    JumpRecord,
+    RollbackRecord,
+    ScreenedRow,
+    StepRecord,
+)
 
 Row = dict[str, Any]
 
@@ -101,14 +113,40 @@ def fault_row(step: int, fault: Fault) -> Row:
     return _clean({"kind": FAULT, "step": step, **said, "time_s": fault.seconds})
 
 
+def under_way(row: Row) -> Row:
+    """A fault's row as the store has it: of the step that was under way, since the one before may be committed already."""
+    return {**row, "step": row["step"] + 1}
+
+
+def is_stored(fault: Row, stored: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a fault is among the store's rows, whichever step it was put to."""
+    said = ("what", "event", "detail", "time_s")
+    return any(row["kind"] == FAULT and all(row.get(name) == fault.get(name) for name in said) for row in stored)
+
+
+def attempt_row(record: Mapping[str, Any]) -> Row:
+    """The row of an attempted jump from the store's record of it, `records/attempts/`; raises `StoreError` for one that is none."""
+    try:
+        decision, back = record["decision"], {name: record[name] for name in ("rolled_back", "why") if name in record}
+        rows = tuple(GateRow(**row) for row in decision["rows"])
+        screened = tuple(ScreenedRow(**row) for row in decision["screened"])
+        judged = GateDecision(decision["accepted"], decision["reason"], decision["baseline_accuracy"], rows, screened)
+        backtest = tuple(BacktestScore(**score) for score in record["backtest"])
+        rest = {name: record[name] for name in ("step", "evidence", "abstained", "times", "stats", "method", "alpha")}
+        rest["stats"] = {name: value for name, value in rest["stats"].items() if value is not None}
+        return {**jump_row(JumpRecord(decision=judged, backtest=backtest, **rest)), **back}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"A record of an attempted jump is not readable ({error}). Delete it, or restore it from a copy.") from None
+
+
 def merged(step: int, stored: Sequence[Mapping[str, Any]], local: Sequence[Row], jumps: Sequence[Mapping[str, Any]]) -> list[Row]:
     """The log of a run that goes on after `step`, in order.
 
     Steps, what was said of them, and evaluations come from the store's table, which ends exactly there; where the store has none (an older
     run), from the local file, as evaluations of step 0 always do. Jumps are only in the local file and, the accepted ones, in the run's
-    progress. A refused attempt at `step` itself is dropped, since it will be made again. Faults are only in the local file, and all stay.
+    progress. A refused attempt at `step` itself is dropped, since it will be made again. All faults stay that either of them knows.
     """
-    rows = [_clean(dict(row)) for row in stored if row["step"] <= step]
+    rows = [_clean(dict(row)) for row in stored if row["step"] <= step and row["kind"] != FAULT]
     first = 0 if rows else step
     rows += [row for row in local if row["kind"] not in (JUMP, FAULT) and row["step"] <= first]
     attempts = [row for row in local if row["kind"] == JUMP and (row["step"] < step or (row["step"] == step and "accepted" in row))]
@@ -118,11 +156,19 @@ def merged(step: int, stored: Sequence[Mapping[str, Any]], local: Sequence[Row],
             named = {name: jump.get(name) for name in ("method", "alpha")}
             attempts.append(_clean({"kind": JUMP, "step": jump["step"], "accepted": jump["candidate"], **named}))
     faults = [row for row in local if row["kind"] == FAULT]
+    faults += [
+        {**_clean(dict(row)), "step": row["step"] - 1} for row in stored if row["kind"] == FAULT and not is_stored(dict(row), faults)
+    ]
     return sorted([*rows, *attempts, *faults], key=lambda row: (row["step"], _ORDER[row["kind"]]))
 
 
 def _times(times: Mapping[str, float]) -> Row:
     return {f"time_{phase.replace(' ', '_')}_s": seconds for phase, seconds in times.items()}
+
+
+def cleaned(row: Mapping[str, Any]) -> Row:
+    """A row of the store without the columns that only other rows have."""
+    return _clean(dict(row))
 
 
 def _clean(value: Any) -> Any:

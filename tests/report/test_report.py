@@ -22,7 +22,7 @@ from next_ray.report.text import duration, printable
 from next_ray.rollout.probe import ProbeReport
 from next_ray.settings import load_config
 from next_ray.store.tables import decode_rows, encode_rows
-from next_ray.types import Alarm
+from next_ray.types import Alarm, Fault, FaultEvent
 from tests.report.records import jump_record, result, rollback_record, step_record
 
 CONFIG = load_config(None, ["run.steps=12", "report.trackers=[]"])
@@ -110,6 +110,32 @@ def test_rows_for_the_store_are_handed_out_once_and_in_their_steps_range(tmp_pat
         both.step(step_record(2))
         report.jump(jump_record(2, None))
         assert [row["step"] for row in report.take_rows()] == [2, 2]
+
+
+def test_faults_reach_the_store_once_with_the_step_that_was_under_way(tmp_path: Path) -> None:
+    lost, back = Fault("the learners", FaultEvent.LOST, "died"), Fault("the learners", FaultEvent.BACK, "go on", 2.5)
+    with Report(CONFIG, tmp_path, plain()) as first:
+        first.resume(0, [])
+        first.step(step_record(1))
+        first.fault(lost)  # while step 2 is made: the rows of step 1 may be committed already
+        stored = first.take_rows()
+        assert [(row["kind"], row["step"]) for row in stored] == [("step", 1)]
+        first.resume(1, stored)  # the learners are started anew, and the loop from step 1
+        first.fault(back)
+        first.step(step_record(2))
+        stored += first.take_rows()
+        first.fault(Fault("a verifier", FaultEvent.LOST, "died"))  # the driver dies before it is committed
+    said = [(row["what"], str(row["event"]), row["step"]) for row in stored if row["kind"] == "fault"]
+    assert said == [("the learners", "lost", 2), ("the learners", "back", 2)]
+    stored = decode_rows(encode_rows("metrics", stored), "here")
+    for folder, later in ((tmp_path, [("a verifier", 3)]), (tmp_path / "another machine", [])):
+        with Report(CONFIG, folder, plain()) as second:
+            second.resume(2, stored)
+            second.step(step_record(3))
+            assert [(row["what"], row["step"]) for row in second.take_rows() if row["kind"] == "fault"] == later
+            data = second.finish([result("base", 1), result("final", 1)], {})
+        assert [(row["what"], row["step"]) for row in data["faults"]][:2] == [("the learners", 1), ("the learners", 1)]
+        assert data["seconds_on_critical_path"]["all"] == pytest.approx(3 * 2.0), "a recovery is not counted a second time"
 
 
 def test_a_resumed_run_repeats_nothing_and_counts_everything(tmp_path: Path) -> None:

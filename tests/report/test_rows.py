@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 
-from next_ray.report.rows import evaluation_row, jump_row, merged, step_row
+import pytest
+
+from next_ray.errors import StoreError
+from next_ray.report.rows import attempt_row, evaluation_row, jump_row, merged, step_row
 from next_ray.store.tables import decode_rows, encode_rows
 from tests.report.records import jump_record, result, step_record
 
@@ -34,6 +38,16 @@ def test_a_jump_row_holds_every_candidate_and_survives_json() -> None:
     assert row["backtest"][0]["next"] == 0.9
     assert row["stats_fit_steps"] == 7.0 and row["time_gate_s"] == 3.0
     assert "accepted" not in jump_row(jump_record(4, None))
+
+
+def test_an_attempt_comes_back_from_the_stores_record() -> None:
+    for accepted in ("two-point@1.5", None):
+        record = jump_record(4, accepted)
+        stored = json.loads(json.dumps(asdict(record)))
+        assert attempt_row(stored) == jump_row(record)
+        assert attempt_row({**stored, "rolled_back": 6, "why": "worse"})["rolled_back"] == 6
+    with pytest.raises(StoreError, match="not readable"):
+        attempt_row({"step": 3})
 
 
 def test_rows_are_the_same_after_the_stores_parquet() -> None:
