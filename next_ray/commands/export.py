@@ -20,7 +20,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> None:
     arguments = parser().parse_args(argv)
-    record = export(arguments.run, arguments.folder, arguments.base, arguments.dtype, arguments.endpoint_url)
+    from next_ray.commands.progress import shown
+
+    with shown() as progress:
+        progress(f"exporting {arguments.run}", 0, None)
+        record = export(arguments.run, arguments.folder, arguments.base, arguments.dtype, arguments.endpoint_url)
     print(f"{record['kind']} of step {record['step']} ({record['checkpoint']}, {record['dtype']}) in {arguments.folder}")
 
 

@@ -58,6 +58,7 @@ def warm_start(config: WarmstartConfig) -> Path:
     Raises `NextRayError` of the kind that fits: the output exists, demonstrations or model cannot be used, no place, training failed.
     """
     from next_ray.checkpoints.atomic import check_target, new_folder
+    from next_ray.commands.progress import shown
     from next_ray.models.folder import cache_root
     from next_ray.run import protect_embedded_ray
 
@@ -67,13 +68,21 @@ def warm_start(config: WarmstartConfig) -> Path:
     from next_ray.actors.cluster import open_cluster
 
     # Only the tiny model needs Ray to be made; any other, and its data, are checked before anything is started.
-    found = None if config.model.name == "tiny" else _prepare(config)
-    with new_folder(target) as draft, tempfile.TemporaryDirectory(prefix=f".{target.name}.weights-", dir=target.parent) as scratch:
+    with (
+        shown() as progress,
+        new_folder(target) as draft,
+        tempfile.TemporaryDirectory(prefix=f".{target.name}.weights-", dir=target.parent) as scratch,
+    ):
+        progress("reading model and demonstrations", 0, None)
+        found = None if config.model.name == "tiny" else _prepare(config)
+        progress("opening Ray", 0, None)
         with open_cluster(config.cluster, f"next_ray-warmstart-{target.name}", config.training.ranks) as cluster:
             model, data = found or _prepare(config)
             print(data.report, flush=True)
+            progress(f"fine-tuning on {len(data.train)} demonstrations", 0, None)
             tuned, dtype = _fine_tune(config, model, data, cluster, Path(scratch))
         _print_table(tuned)
+        progress("writing the model", 0, None)
         record = _assemble(draft, config, model, tuned) | {"data": data.report, "dtype": dtype}
         (draft / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(f"wrote {target}; use it with: python -m next_ray.run model.name={target}")

@@ -103,7 +103,11 @@ def _text_of(place: Path, by: Path | None) -> str:
             raise ConfigError(f"The configuration file {place}{extended} has more than {MAX_FILE_BYTES >> 10} KiB; that is no job.")
         return data.decode()
     except FileNotFoundError as error:
-        advice = "Mend the path; it is relative to the file that extends." if by else f"Give the path of a YAML file, for example {_near(place)}."
+        advice = (
+            "Mend the path; it is relative to the file that extends."
+            if by
+            else f"Give the path of a YAML file, for example {_near(place)}."
+        )
         raise ConfigError(f"The configuration file {place}{extended} does not exist. {advice}") from error
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that no file can have
         raise ConfigError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from next_ray.commands.main import main
 from next_ray.config import Config
@@ -200,7 +201,7 @@ def check_fork(storage: Storage, capsys: pytest.CaptureFixture[str], options: li
     end = train(store, 6, jump(store, train(store, 3)))
     say("fork", "a@5", "b", "--store", storage.url, *options)
     said = capsys.readouterr().out
-    assert "begins at 00000005-trained" in said and f"next-ray run run.name=b store.url={storage.url}" in said
+    assert "begins at 00000005-trained" in said and f"run.name=b store.url={storage.url}" in said
     forked = CheckpointStore(storage, "b")
     latest = forked.latest()
     assert latest is not None and latest.id == "00000005-trained"
@@ -212,6 +213,9 @@ def check_fork(storage: Storage, capsys: pytest.CaptureFixture[str], options: li
     assert (forked.get_json("forked_from")["run"], forked.get_json("forked_from")["checkpoint"]) == (store.url, latest.id)
     assert forked.get_json("attempts/00000003") == {"step": 3, "decision": {"accepted": "two-point@1.5", "reason": "It is better."}}
     assert read(capsys, "show", "b", "--store", storage.url, *options)["forked_from"]["checkpoint"] == latest.id
+    say("show", "b", "--config", "--store", storage.url, *options)
+    job = yaml.safe_load(capsys.readouterr().out)
+    assert (job["run"]["name"], job["store"]["url"], job["learner"]["lr"]) == ("b", storage.url, store.get_json("config")["learner"]["lr"])
     say("fork", "a@5", "b", "--store", storage.url, *options, code=2)
     assert "There is a run 'b'" in capsys.readouterr().err
     with Lease(storage, "b"):  # free again

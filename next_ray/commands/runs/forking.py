@@ -59,7 +59,8 @@ def _run(argv: Sequence[str] | None) -> None:
         with _new_run(source, arguments) as target:
             note = fork(source, begin, target, progress)
     print(f"{target.url} begins at {begin.id} of {source.url}.{note}")
-    print(f"Train it with: next-ray run run.name={target.run} store.url={target.storage.url}")
+    print(f"Train it with the settings of the run and any of your own: run.name={target.run} store.url={target.storage.url}")
+    print(f"`next-ray runs show {target.url} --config > {target.run}.yaml` writes them down; then: next-ray run {target.run}.yaml")
 
 
 @contextmanager
@@ -93,6 +94,7 @@ def fork(source: CheckpointStore, begin: Manifest, target: CheckpointStore, show
         StoreError: a checkpoint that it needs is gone.
     """
     from next_ray.progress import Progress
+    from next_ray.run import CONFIG
 
     progress = Progress(**begin.metadata)
     there = {manifest.id: manifest for manifest in source.manifests()}
@@ -104,6 +106,9 @@ def fork(source: CheckpointStore, begin: Manifest, target: CheckpointStore, show
     members = [there.get(one) or source.manifest(one) for one in dict.fromkeys(progress.kept()) if one != begin.id]
     target.claim_identity(source.identity())
     target.put_json(FORKED, {"run": source.url, "checkpoint": begin.id, "at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")})
+    if isinstance(config := source.get_json(CONFIG), dict):
+        own = {"run": {"name": target.run}, "store": {"url": target.storage.url}}
+        target.put_json(CONFIG, {**config, **{name: {**config.get(name, {}), **values} for name, values in own.items()}})
     for number, manifest in enumerate([begin, *members]):
         shown("copying checkpoints", number, 1 + len(members))
         metadata = progress.to_json() if manifest is begin else manifest.metadata

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +28,12 @@ def parser() -> Parser:
         "runs show",
         "RUN [options]",
         "One run: its model, state and lineage, its checkpoints, how good its models are, and what came of every attempt to jump.",
-        ["tiny", "s3://bucket/runs/tiny --json"],
+        ["tiny", "s3://bucket/runs/tiny --json", "tiny --config > again.yaml"],
     )
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     add_store_options(parser)
     parser.add_argument("--json", action="store_true", help="print everything as JSON, the configuration too")
+    parser.add_argument("--config", action="store_true", help="print the configuration alone, as a job file")
     return parser
 
 
@@ -41,6 +43,9 @@ def _run(argv: Sequence[str] | None) -> None:
     from next_ray.commands.runs.text import show, show_json
 
     with opened(arguments.run, arguments) as store:
+        if arguments.config:
+            print(job_of(store), end="")
+            return
         with shown() as progress:
             progress(f"reading {store.url}", 0, None)
             found = whole(store)
@@ -48,6 +53,24 @@ def _run(argv: Sequence[str] | None) -> None:
             show_json(found)
         else:
             show(*_parts(found))
+
+
+def job_of(store: CheckpointStore) -> str:
+    """The YAML file that a run was last started with, every key spelled out; raises `StoreError` when its store does not say."""
+    from next_ray.config import Config
+    from next_ray.errors import StoreError
+    from next_ray.run import CONFIG
+    from next_ray.settings import to_yaml
+
+    kept = store.get_json(CONFIG)
+    if kept is None:
+        raise StoreError(
+            f"{store.url} keeps no configuration: an earlier version of next_ray wrote it. Use the job file it was started with."
+        )
+    try:
+        return to_yaml(Config.model_validate_json(json.dumps(kept), strict=True))
+    except ValueError:
+        raise StoreError(f"The configuration that {store.url} keeps is not one of this version. `--json` shows it as it is.") from None
 
 
 def whole(store: CheckpointStore) -> dict[str, Any]:
