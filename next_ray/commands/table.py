@@ -38,6 +38,10 @@ class Table:
         """Of all commands."""
         return [command.name for command in self.commands]
 
+    def command(self, name: str) -> Command:
+        """The command of that name; raises KeyError when there is none."""
+        return {command.name: command for command in self.commands}[name]
+
     def help(self, program: str) -> str:
         """The help text of the whole program."""
         width = max(map(len, self.names))
@@ -55,10 +59,10 @@ class Table:
             return USER_ERROR
         if words[0] in ("-h", "--help"):
             return ended(lambda: print(self.help(program)), "nothing was done")
-        found = next((command for command in self.commands if command.name == words[0]), None)
-        if found is None:
+        if words[0] not in self.names:
             print(f"error: {printable(self._unknown(words[0], program))}", file=sys.stderr)
             return USER_ERROR
+        found = self.command(words[0])
         sys.argv = [f"{program} {found.name}", *words[1:]]
         loaded: list[ModuleType] = []
         if code := ended(lambda: loaded.append(found.load()), "nothing was done"):
