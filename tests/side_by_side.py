@@ -22,7 +22,7 @@ WHOLE_JOBS = [
 
 def main() -> int:
     """Run both; the second half's output is shown when the first one has ended."""
-    pytest = [sys.executable, "-m", "pytest"]
+    pytest = [sys.executable, "-m", "pytest", "--durations=20"]
     with tempfile.TemporaryFile("w+") as output:
         jobs = subprocess.Popen([*pytest, *WHOLE_JOBS], stdout=output, stderr=output)
         try:

@@ -24,7 +24,7 @@ class ArchiveActor(RunActor):
 
     def commit(self, new: NewCheckpoint, state: LearnerState) -> str:
         """Write a checkpoint, manifest last, then let go of those that nothing needs any more."""
-        state = replace(state, parts=parts.full_parts(parts.refs_of(state)))
+        state = replace(state, parts=parts.FullParts(parts.refs_of(state)))
         manifest = self._store.commit(new.step, new.kind, state, new.parents, self._fingerprint, dict(new.progress), self._token)
         if self._keep is not None:
             self._store.retain(self._keep, {*new.keep, *new.parents, manifest.id})

@@ -30,7 +30,7 @@ from next_ray.learn.deepspeed_learner import LearnerSpec
 from next_ray.models.resolve import PreparedModel
 from next_ray.rollout.engine import EngineSpec
 from next_ray.store.checkpoints import CheckpointStore
-from next_ray.types import Adapter, Fault, LearnerState, Ref
+from next_ray.types import Adapter, Fault, Ref
 
 CLOSE_S = 20.0
 """How long actors may take to leave their process group and remove their adapter folders."""
@@ -50,7 +50,7 @@ class Launched:
 
     async def regroup(self, checkpoint_id: str | None) -> Ref[Adapter]:
         """Start the learner gang anew, from a committed checkpoint or from the beginning; returns the policy it goes on from."""
-        return await self.learner.start(await self.archive.state(checkpoint_id) if checkpoint_id else None)
+        return await self.learner.start(partial(self.archive.state, checkpoint_id) if checkpoint_id else None)
 
 
 def engine_spec(config: Config, model: PreparedModel, device: Device) -> EngineSpec:
@@ -145,11 +145,11 @@ class _Crew:
     _files: Any = None
 
     async def start(self) -> Launched:
-        """The archive first, for the state to resume from; then places; then everything at once."""
+        """Places first, then everything at once."""
         job, config, device = self.job, self.job.config, self.job.cluster.device
         check_deltas_device(config, device)
         archive = RayArchive(self._seat("the archive", self._archive))
-        state: Ref[LearnerState] | None = await archive.state(job.resume_from) if job.resume_from else None
+        read = partial(archive.state, job.resume_from) if job.resume_from else None
         shards = delta_shards(config, job.model)
         num_needed = config.rollout.min_engines or config.rollout.engines
         await self._reserve(num_needed, len(shards))
@@ -165,7 +165,7 @@ class _Crew:
         )
         rollout = RayRollout(engines, num_needed, split_evenly=config.run.deterministic)
         others = asyncio.gather(rollout.ready(), self.trajectory.ready(), *(seat.up() for seat in judges))
-        initial, _ = await asyncio.gather(learner.start(state), others)
+        initial, _ = await asyncio.gather(learner.start(read), others)
         return Launched(rollout, RayRewards(judges), learner, archive, self.trajectory, initial, self.groups)
 
     async def close(self) -> None:

@@ -17,7 +17,7 @@ from next_ray.actors.observed import RunActor
 from next_ray.actors.seats import Note, backoff_s, kill
 from next_ray.actors.shipping import ModelPlace, localize
 from next_ray.config import AfterJumpSection, RecoverySection
-from next_ray.errors import ActorLostError, LearnerLostError, ObjectGoneError
+from next_ray.errors import ActorLostError, LearnerLostError
 from next_ray.estimate import FULL_PROBE_RANK
 from next_ray.learn.deepspeed_learner import DeepSpeedLearner, LearnerSpec
 from next_ray.rollout.probe import make_probe_adapter, probe_adapter
@@ -58,7 +58,7 @@ class LearnerActor(RunActor):
 
     def restore(self, state: LearnerState) -> tuple[Policy, None]:
         """Go back to where a state was taken, and return the policy there."""
-        self._learner.restore(dataclasses.replace(state, parts=parts.full_parts(parts.refs_of(state))))
+        self._learner.restore(dataclasses.replace(state, parts=parts.FullParts(parts.refs_of(state))))
         return self._policy(), None
 
     def adopt(self, adapter: Adapter, after: AfterJumpSection) -> tuple[Policy, dict[str, float]]:
@@ -112,15 +112,16 @@ class RayLearner:
     note: Note
     ranks: Sequence[Any] = ()
 
-    async def start(self, state: Ref[LearnerState] | None) -> Ref[Adapter]:
-        """Start all ranks, from a learner state or anew, and return what they go on from; a gang that there was is torn down.
+    async def start(self, read: Callable[[], Awaitable[Ref[LearnerState]]] | None) -> Ref[Adapter]:
+        """Start all ranks, from what is read or anew, and return what they go on from; a gang that there was is torn down.
 
-        A gang that does not come up is started again, as often as `recovery.learner_restarts` says.
+        A gang that does not come up is started again, as often as `recovery.learner_restarts` says, from a state that is read again: what
+        was read may have been lost with a node.
         """
         for failures in itertools.count(1):
             self.kill()
             try:
-                return await self._start(state)
+                return await self._start(await read() if read else None)
             except LearnerLostError as error:
                 if failures > self.recovery.learner_restarts:
                     raise
@@ -129,17 +130,14 @@ class RayLearner:
         raise AssertionError("unreachable")
 
     async def _start(self, state: Ref[LearnerState] | None) -> Ref[Adapter]:
-        try:
-            self.ranks = await self.hire()
-            host, port = await self._answer(self.ranks[0].address.remote())
-            specs = [
-                dataclasses.replace(self.spec, rank=i, world_size=len(self.ranks), master_addr=host, master_port=port)
-                for i in range(len(self.ranks))
-            ]
-            given = state.value if state else None
-            return await self._held([rank.start.options(num_returns=2).remote(s, given) for rank, s in zip(self.ranks, specs, strict=True)])
-        except ObjectGoneError as error:  # the state that was to be restored
-            raise LearnerLostError(str(error)) from error
+        self.ranks = await self.hire()
+        host, port = await self._answer(self.ranks[0].address.remote())
+        specs = [
+            dataclasses.replace(self.spec, rank=i, world_size=len(self.ranks), master_addr=host, master_port=port)
+            for i in range(len(self.ranks))
+        ]
+        given = state.value if state else None
+        return await self._held([rank.start.options(num_returns=2).remote(s, given) for rank, s in zip(self.ranks, specs, strict=True)])
 
     async def update(self, plan: UpdatePlan) -> UpdateResult:
         """Send every rank the plan and the references it resolves to completions."""

@@ -42,10 +42,18 @@ def weights(parts: Iterable[PartRefs]) -> Iterator[Weights]:
         yield _get(part.weights)
 
 
-def full_parts(parts: Iterable[PartRefs]) -> Iterator[FullPart]:
-    """The parts with their moments, one part in memory at a time."""
-    for part in parts:
-        yield FullPart(_get(part.weights), {} if part.moments is None else _get(part.moments))
+@dataclass(frozen=True)
+class FullParts(Sequence[FullPart]):
+    """The parts with their moments, one part in memory at a time; they can be gone through as often as need be."""
+
+    refs: Sequence[PartRefs]
+
+    def __len__(self) -> int:
+        return len(self.refs)
+
+    def __getitem__(self, index: Any) -> Any:
+        part = self.refs[index]
+        return FullPart(_get(part.weights), {} if part.moments is None else _get(part.moments))
 
 
 def _get(ref: Any) -> Any:

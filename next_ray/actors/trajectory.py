@@ -157,11 +157,21 @@ class RayTrajectory:
         async with self._mending:
             if index not in self._observed or self._fits.get(index) is not work:
                 return
-            self._fits, self._adapters = {}, {}
-            await self._forget()
-            while missing := sorted(self._observed.keys() - self._fits.keys()):  # more may come meanwhile
-                for i in missing:
-                    self._digest(i, await self.archive.adapter(self._observed[i].checkpoint_id))
+            while not await self._shown_again():
+                pass
+
+    async def _shown_again(self) -> bool:
+        """Whether everybody was shown the committed checkpoints from the first on; not when somebody was lost meanwhile."""
+        self._fits, self._adapters = {}, {}
+        await self._forget()
+        actors = [seat.actor for seat in self.seats]
+        while missing := sorted(self._observed.keys() - self._fits.keys()):  # more may come meanwhile
+            for i in missing:
+                policy = await self.archive.adapter(self._observed[i].checkpoint_id)
+                if None in actors or [seat.actor for seat in self.seats] != actors:
+                    return False
+                self._digest(i, policy)
+        return True
 
     async def _forget(self) -> None:
         """All actors there, and none of them knows anything."""

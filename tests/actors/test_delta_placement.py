@@ -31,7 +31,7 @@ def two_gpus() -> Iterator[None]:
         patch.delenv("RAY_ADDRESS", raising=False)
         if "RAY_AUTH_MODE" not in os.environ:  # else Ray may have read it already: it does so when it is imported
             patch.setenv("RAY_AUTH_MODE", "disabled")
-        ray.init(num_cpus=1, num_gpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=1, num_gpus=2, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def cluster() -> Iterator[None]:
         patch.delenv("RAY_ADDRESS", raising=False)
         if "RAY_AUTH_MODE" not in os.environ:  # else Ray may have read it already: it does so when it is imported
             patch.setenv("RAY_AUTH_MODE", "disabled")
-        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()
 
@@ -67,8 +68,8 @@ async def stored(archive: RayArchive, index: int) -> str:
     return await archive.commit(NewCheckpoint(index, CheckpointKind.TRAINED, Ref(ray.put(state)), (), {}, ()))
 
 
-async def proposed(store: CheckpointStore, kill_after: Mapping[int, str], faults: list[Fault]) -> Proposal:
-    """The proposal after six checkpoints; after some of them an actor is killed."""
+async def proposed(store: CheckpointStore, kill_after: Mapping[int, str], faults: list[Fault], lost_at_read: int = 0) -> Proposal:
+    """The proposal after six checkpoints; after some of them an actor is killed. The predictor is lost at a read of what is mended."""
     config = ExtrapolationSection.model_validate(
         {"horizon": 1, "checkpoints": 4, "delta_workers": 2, "predictor": {"fit_steps": 20, "refine_steps": 5}}
     )
@@ -78,6 +79,15 @@ async def proposed(store: CheckpointStore, kill_after: Mapping[int, str], faults
     trajectory = RayTrajectory(workers, predictor, config, archive)
     await trajectory.ready()
     named = {"delta": workers[1], "predictor": predictor, "archive": archive.seat}
+    reads = count(1)
+
+    async def read(checkpoint_id: str) -> Ref[Adapter]:
+        found = await RayArchive.adapter(archive, checkpoint_id)
+        if next(reads) == lost_at_read:
+            predictor.lost(predictor.actor, "while it was shown everything again")
+        return found
+
+    archive.adapter = read
     for index in range(1, 7):
         trajectory.observe(index, index, Ref(ray.put(adapter(index))), None, await stored(archive, index))
         if index in kill_after:
@@ -95,17 +105,30 @@ def values(proposal: Proposal) -> dict[str, Adapter]:
     return {candidate.name: ray.get(candidate.adapter.value) for candidate in proposal.candidates}
 
 
+def are_equal(whole: dict[str, Adapter], hurt: dict[str, Adapter]) -> None:
+    assert whole.keys() == hurt.keys()
+    for name, expected in whole.items():
+        for module, factors in expected.items():
+            found = hurt[name][module]
+            np.testing.assert_array_equal(found.scale * found.b @ found.a, factors.scale * factors.b @ factors.a)
+
+
 def test_a_trajectory_whose_actors_die_proposes_the_same(tmp_path: Path) -> None:
     faults: list[Fault] = []
     whole = values(asyncio.run(proposed(CheckpointStore(f"file://{tmp_path}", "whole"), {}, faults)))
     assert whole and not faults
     hurt = values(asyncio.run(proposed(CheckpointStore(f"file://{tmp_path}", "hurt"), {2: "delta", 4: "predictor", 6: "archive"}, faults)))
     assert {f.what for f in faults if f.event is FaultEvent.LOST} == {"delta worker 1", "the predictor", "the archive"}
-    assert whole.keys() == hurt.keys()
-    for name, expected in whole.items():
-        for module, factors in expected.items():
-            found = hurt[name][module]
-            np.testing.assert_array_equal(found.scale * found.b @ found.a, factors.scale * factors.b @ factors.a)
+    are_equal(whole, hurt)
+
+
+@pytest.mark.parametrize("read", [1, 3])
+def test_a_predictor_that_dies_while_everything_is_shown_again_proposes_the_same(tmp_path: Path, read: int) -> None:
+    faults: list[Fault] = []
+    whole = values(asyncio.run(proposed(CheckpointStore(f"file://{tmp_path}", "whole"), {}, faults)))
+    hurt = values(asyncio.run(proposed(CheckpointStore(f"file://{tmp_path}", "hurt"), {6: "delta"}, faults, lost_at_read=read)))
+    assert [f.what for f in faults if f.event is FaultEvent.LOST] == ["delta worker 1", "the predictor"]
+    are_equal(whole, hurt)
 
 
 def test_a_verifier_that_dies_is_followed_by_another() -> None:

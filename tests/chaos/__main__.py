@@ -36,6 +36,8 @@ HURT = [
     "recovery.actor_restarts=8",
     "recovery.learner_restarts=8",
     "recovery.backoff_s=0.2",
+    "recovery.hang_s=120",
+    "recovery.on_hang=abort",
 ]
 
 

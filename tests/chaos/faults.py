@@ -25,6 +25,8 @@ ACTORS = {
 STORE = {"store unavailable": UNAVAILABLE, "store connection dropped": DROP, "store answer lost": LOSE, "store answer cut": CUT}
 DRIVER = {"driver killed": signal.SIGKILL, "driver terminated": signal.SIGTERM, "driver interrupted": signal.SIGINT}
 JUDGE = "verifier process"
+HANGS = {"engine hangs": "engine", "learner hangs": "learner", "verifier hangs": "verifier"}
+"""Actors whose process is suspended: it is up to the run's watchdog to find them."""
 
 
 class NothingThereError(Exception):
@@ -33,7 +35,7 @@ class NothingThereError(Exception):
 
 def kinds(has_proxy: bool) -> list[str]:
     """All faults; those of the store need a proxy before it."""
-    return [*ACTORS, JUDGE, *DRIVER, *(STORE if has_proxy else ())]
+    return [*ACTORS, JUDGE, *HANGS, *DRIVER, *(STORE if has_proxy else ())]
 
 
 def inject(kind: str, driver: int, proxy: FaultyProxy | None, draw: random.Random) -> str:
@@ -46,12 +48,13 @@ def inject(kind: str, driver: int, proxy: FaultyProxy | None, draw: random.Rando
     if kind in DRIVER:
         os.kill(driver, DRIVER[kind])
         return f"process {driver}"
-    victims = sorted(judges(driver) if kind == JUDGE else actors(driver, ACTORS[kind]), key=lambda process: process.pid)
+    found = judges(driver) if kind == JUDGE else actors(driver, ACTORS[HANGS.get(kind, kind)])
+    victims = sorted(found, key=lambda process: process.pid)
     if not victims:
         raise NothingThereError(kind)
     victim = draw.choice(victims)
     with suppress(psutil.NoSuchProcess):
-        victim.send_signal(signal.SIGKILL)
+        victim.send_signal(signal.SIGSTOP if kind in HANGS else signal.SIGKILL)
     return f"process {victim.pid}"
 
 

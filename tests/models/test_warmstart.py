@@ -22,7 +22,7 @@ def _cluster() -> Iterator[None]:
         if "RAY_AUTH_MODE" not in os.environ:  # else Ray may have read it already: it does so when it is imported
             patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()
 
