@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from next_ray import __version__
 from next_ray.commands.ending import ended
 from next_ray.commands.parser import Parser, program
 from next_ray.commands.supervise import RESTARTS_VARIABLE, become_supervisor
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from next_ray.store.lease import Lease
     from next_ray.types import Manifest
 
-SUMMARY, CONFIG = "summary", "config"
-"""Records of the store: the final table, and the configuration of the driver that was last started."""
 TORN_AFTER_S = 3600.0
 """Objects that no manifest names are remains of a torn commit once they are this old."""
 
@@ -123,6 +122,7 @@ async def execute(config: Config) -> None:
     from next_ray.report.report import Report, Reporters
     from next_ray.stopping import Stop, signals_ask
     from next_ray.store.checkpoints import CheckpointStore
+    from next_ray.store.layout import CONFIG, SUMMARY
 
     output = Path(config.run.output_dir).expanduser() / config.run.name
     async with AsyncExitStack() as stack:
@@ -150,7 +150,7 @@ async def execute(config: Config) -> None:
         model = model or await _prepare(config, report)
         rank = config.learner.lora.rank if config.learner.mode == "lora" else 0
         store.claim_identity({"base_fingerprint": model.fingerprint, "model": model.name, "lora_rank": rank})
-        store.put_json(CONFIG, config.model_dump(mode="json"))
+        store.put_json(CONFIG, {"version": __version__, "device": cluster.device, "config": config.model_dump(mode="json")})
         tokenizer = load_tokenizer(model.path, config.model.trust_remote_code)
         if read is None:
             from next_ray.actors.reading import read_splits
@@ -195,6 +195,7 @@ async def _check_read(read: Read, config: Config, report: Report) -> None:
 def _progress(config: Config, store: CheckpointStore, latest: Manifest | None) -> Progress:
     """Where the run goes on; raises `TrainingError` when it has ended."""
     from next_ray.progress import progress_at
+    from next_ray.store.layout import SUMMARY
 
     progress = progress_at(latest, config)
     if progress.step >= config.run.steps and store.get_json(SUMMARY) is not None:

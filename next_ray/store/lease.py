@@ -148,8 +148,8 @@ class Lease:
 
     def _refuse_living(self, found: Versioned) -> None:
         holder = _decode(found.data, self._where())
-        left_s = _left_s(holder, found.age_s)
-        if left_s > 0:
+        if _is_living(holder, found.age_s):
+            left_s = holder.lease_s - found.age_s
             raise LeaseError(
                 f"The run {self._where()} is being written by {holder.describe()}. Stop that driver, or wait {left_s:.0f} s if it is "
                 "already gone, or choose another run.name."
@@ -186,20 +186,18 @@ def read_holder(storage: Storage, run: str) -> Holder | None:
     return _decode(found.data, f"{storage.url}/{run}")
 
 
-def living_holder(storage: Storage, run: str) -> Holder | None:
-    """Who writes a run now; None where the lease is free, its time is over, or its process is known to be dead."""
+def read_writer(storage: Storage, run: str) -> Holder | None:
+    """Who writes the run at the moment; None when nobody does, or its time is over, or its process is known to be dead."""
     try:
         found = storage.read_versioned(f"{run}/{layout.LEASE}")
     except MissingObjectError:
         return None
     holder = _decode(found.data, f"{storage.url}/{run}")
-    return holder if _left_s(holder, found.age_s) > 0 else None
+    return holder if _is_living(holder, found.age_s) else None
 
 
-def _left_s(holder: Holder, age_s: float) -> float:
-    """For how long still the lease keeps others out, seconds."""
-    is_over = not holder.held or processes.is_dead(holder.machine, holder.pid, holder.process)
-    return 0.0 if is_over else holder.lease_s - age_s
+def _is_living(holder: Holder, age_s: float) -> bool:
+    return holder.held and age_s < holder.lease_s and not processes.is_dead(holder.machine, holder.pid, holder.process)
 
 
 def _encode(holder: Holder) -> bytes:

@@ -39,7 +39,7 @@ def begin(storage: Storage, name: str, **settings: str) -> CheckpointStore:
     store = CheckpointStore(storage, name)
     store.claim_identity({"base_fingerprint": FINGERPRINT, "model": "tiny", "lora_rank": 4})
     config = load_config(None, [f"run.name={name}", *(f"{key.replace('__', '.')}={value}" for key, value in settings.items())])
-    store.put_json("config", config.model_dump(mode="json"))
+    store.put_json("config", {"version": "0.1.0", "device": "cpu", "config": config.model_dump(mode="json")})
     return store
 
 
@@ -215,7 +215,11 @@ def check_fork(storage: Storage, capsys: pytest.CaptureFixture[str], options: li
     assert read(capsys, "show", "b", "--store", storage.url, *options)["forked_from"]["checkpoint"] == latest.id
     say("show", "b", "--config", "--store", storage.url, *options)
     job = yaml.safe_load(capsys.readouterr().out)
-    assert (job["run"]["name"], job["store"]["url"], job["learner"]["lr"]) == ("b", storage.url, store.get_json("config")["learner"]["lr"])
+    assert (job["run"]["name"], job["store"]["url"], job["learner"]["lr"]) == (
+        "b",
+        storage.url,
+        store.get_json("config")["config"]["learner"]["lr"],
+    )
     say("fork", "a@5", "b", "--store", storage.url, *options, code=2)
     assert "There is a run 'b'" in capsys.readouterr().err
     with Lease(storage, "b"):  # free again

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from next_ray.run import SUMMARY
 from next_ray.store.checkpoints import CheckpointStore
-from next_ray.store.lease import Holder, living_holder
+from next_ray.store.layout import SUMMARY
+from next_ray.store.lease import Holder, read_writer
 from next_ray.types import Manifest
 
 RUNNING, FINISHED, STOPPED, DAMAGED = "running", "finished", "stopped", "damaged"
@@ -47,7 +47,7 @@ def facts_of(store: CheckpointStore) -> RunFacts:
     """Read them; raises `StoreError` for what is damaged."""
     size_bytes = sum(entry.size_bytes for entry in store.storage.entries(store.run))
     latest = store.latest()
-    holder = living_holder(store.storage, store.run)
+    holder = read_writer(store.storage, store.run)
     summary = final_table(store, latest)
     state = RUNNING if holder else FINISHED if summary else STOPPED
     return RunFacts(

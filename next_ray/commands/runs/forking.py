@@ -94,7 +94,7 @@ def fork(source: CheckpointStore, begin: Manifest, target: CheckpointStore, show
         StoreError: a checkpoint that it needs is gone.
     """
     from next_ray.progress import Progress
-    from next_ray.run import CONFIG
+    from next_ray.store.layout import CONFIG
 
     progress = Progress(**begin.metadata)
     there = {manifest.id: manifest for manifest in source.manifests()}
@@ -106,9 +106,10 @@ def fork(source: CheckpointStore, begin: Manifest, target: CheckpointStore, show
     members = [there.get(one) or source.manifest(one) for one in dict.fromkeys(progress.kept()) if one != begin.id]
     target.claim_identity(source.identity())
     target.put_json(FORKED, {"run": source.url, "checkpoint": begin.id, "at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")})
-    if isinstance(config := source.get_json(CONFIG), dict):
-        own = {"run": {"name": target.run}, "store": {"url": target.storage.url}}
-        target.put_json(CONFIG, {**config, **{name: {**config.get(name, {}), **values} for name, values in own.items()}})
+    if kept := source.get_json(CONFIG):
+        config = dict(kept["config"])
+        config["run"], config["store"] = {**config["run"], "name": target.run}, {**config["store"], "url": target.storage.url}
+        target.put_json(CONFIG, {**kept, "config": config})
     for number, manifest in enumerate([begin, *members]):
         shown("copying checkpoints", number, 1 + len(members))
         metadata = progress.to_json() if manifest is begin else manifest.metadata

@@ -59,10 +59,10 @@ def job_of(store: CheckpointStore) -> str:
     """The YAML file that a run was last started with, every key spelled out; raises `StoreError` when its store does not say."""
     from next_ray.config import Config
     from next_ray.errors import StoreError
-    from next_ray.run import CONFIG
     from next_ray.settings import to_yaml
+    from next_ray.store.layout import CONFIG
 
-    kept = store.get_json(CONFIG)
+    kept = (store.get_json(CONFIG) or {}).get("config")
     if kept is None:
         raise StoreError(
             f"{store.url} keeps no configuration: an earlier version of next_ray wrote it. Use the job file it was started with."
@@ -76,7 +76,7 @@ def job_of(store: CheckpointStore) -> str:
 def whole(store: CheckpointStore) -> dict[str, Any]:
     """Everything that is shown, as plain data."""
     from next_ray.commands.runs.facts import facts_of, final_table
-    from next_ray.run import CONFIG
+    from next_ray.store.layout import CONFIG
 
     manifests = store.manifests()
     attempts = [store.get_json(path) for path in store.list_json("attempts")]
@@ -96,7 +96,7 @@ def whole(store: CheckpointStore) -> dict[str, Any]:
             }
             for manifest in manifests
         ],
-        "config": store.get_json(CONFIG),
+        "config": (store.get_json(CONFIG) or {}).get("config"),
     }
 
 
