@@ -13,7 +13,6 @@ from pathlib import Path
 from next_ray.checkpoints.adapters import StoredAdapter, pair_up
 from next_ray.checkpoints.hashes import file_sha256
 from next_ray.checkpoints.headers import open_safetensors
-from next_ray.checkpoints.whole import cached_model
 from next_ray.config import ModelSection
 from next_ray.errors import CheckpointFormatError, ModelError
 from next_ray.models.folder import cache_root, publish
@@ -84,6 +83,8 @@ def prepared_base(run: StoredRun) -> str | None:
 
 def folders(run: StoredRun, base: Path, endpoint_url: str | None) -> list[Path]:
     """The checkpoints of full weights as float32 model folders in the cache, which is read once a module and checkpoint."""
+    from next_ray.checkpoints.whole import cached_model  # adapters need not wait for torch
+
     with store_of(run.url, endpoint_url) as store:
         return [cached_model(store, manifest, base) for manifest in run.manifests]
 

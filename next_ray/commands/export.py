@@ -54,8 +54,9 @@ def export(place: str, folder: Path, base: str | None = None, dtype: str | None 
     """
     from next_ray.adapter import write_peft_folder
     from next_ray.checkpoints.atomic import check_target, new_folder
+    from next_ray.checkpoints.open import run_and_checkpoint
     from next_ray.checkpoints.whole import fill_model
-    from next_ray.commands.contestants import base_of, checkpoint_of, run_and_checkpoint
+    from next_ray.commands.contestants import base_of, checkpoint_of
     from next_ray.errors import ConfigError
 
     check_target(folder)

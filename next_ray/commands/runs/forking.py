@@ -45,7 +45,7 @@ def parser() -> Parser:
 
 def _run(argv: Sequence[str] | None) -> None:
     arguments = parser().parse_args(argv)
-    from next_ray.commands.contestants import run_and_checkpoint
+    from next_ray.checkpoints.open import run_and_checkpoint
     from next_ray.commands.progress import shown
     from next_ray.errors import CheckpointFormatError
     from next_ray.store.checkpoints import RESUMABLE
