@@ -72,7 +72,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One paragraph with what was perhaps meant, and exit code 2."""
         hint = self._hint(message)
-        text = f"{message[0].upper()}{message[1:]}.{hint} `{self.prog} --help` shows what there is."
+        text = f"{message}.{hint} `{self.prog} --help` shows what there is."
         print(f"error: {printable(text)}", file=sys.stderr)
         sys.exit(USER_ERROR)
 
