@@ -15,28 +15,22 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from next_ray import __version__, estimate
+from next_ray import __version__
 from next_ray.commands.ending import ended
+from next_ray.commands.parser import Parser, program
 from next_ray.commands.supervise import RESTARTS_VARIABLE, become_supervisor
-from next_ray.commands.words import job_and_overrides
-from next_ray.config import Config
+from next_ray.commands.words import JOB, job_and_overrides
 from next_ray.errors import LeaseError, StoreError, TrainingError
-from next_ray.model_facts import facts_of
-from next_ray.models.folder import cache_root
-from next_ray.models.resolve import PreparedModel, prepare_model
-from next_ray.precision import resolve_dtypes
-from next_ray.progress import Progress, progress_at
-from next_ray.report.dry_run import dry_run
-from next_ray.report.final import prompt_scores
-from next_ray.report.report import Report, Reporters
-from next_ray.settings import load_config
-from next_ray.store.checkpoints import CheckpointStore
-from next_ray.store.layout import CONFIG, SCORES, SUMMARY
-from next_ray.store.lease import Lease
-from next_ray.types import Manifest
 
 if TYPE_CHECKING:
+    from next_ray.config import Config
     from next_ray.data.prepare import Read
+    from next_ray.models.resolve import PreparedModel
+    from next_ray.progress import Progress
+    from next_ray.report.report import Report
+    from next_ray.store.checkpoints import CheckpointStore
+    from next_ray.store.lease import Lease
+    from next_ray.types import Manifest
 
 TRACKERS = "trackers"
 """The record that holds what trackers know the run by."""
@@ -50,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> None:
-    arguments = _parser().parse_intermixed_args(argv)
+    arguments = parser().parse_intermixed_args(argv)
+    from next_ray.settings import load_config  # --help and mistakes should not wait for what only a run needs
+
     if arguments.restarts and not arguments.dry_run:
         become_supervisor(arguments.restarts, [*arguments.job, *(["--baseline"] if arguments.baseline else [])])
     config = load_config(*job_and_overrides(arguments.job))
@@ -59,16 +55,23 @@ def _run(argv: Sequence[str] | None) -> None:
     if arguments.dry_run:
         from rich.console import Console
 
+        from next_ray.model_facts import facts_of
+        from next_ray.report.dry_run import dry_run
+
         Console().print(dry_run(config, facts_of(config.model)))
     else:
         asyncio.run(execute(config))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m next_ray.run", description="RLVR that predicts where the weights are going.")
-    parser.add_argument(
-        "job", nargs="*", metavar="JOB.yaml | key=value", help="a YAML file (none: the embedded default) and settings that override it"
+def parser() -> Parser:
+    """Of the command line."""
+    parser = Parser(
+        "run",
+        "[JOB.yaml] [key=value ...] [options]",
+        "RLVR that predicts where the weights are going. The same command goes on with a run that was stopped or killed.",
+        ["", "jobs/smollm2-135m.yaml run.seed=1", "jobs/tiny.yaml run.steps=20 --dry-run", "run.name=mine --restarts 3"],
     )
+    parser.add_argument("job", nargs="*", metavar=JOB, help="a YAML file (none: the embedded default) and settings that override it")
     parser.add_argument("--dry-run", action="store_true", help="print configuration, batch sizes, placement and memory; start nothing")
     parser.add_argument("--baseline", action="store_true", help="the same budget without extrapolation, as run NAME-baseline")
     parser.add_argument(
@@ -108,14 +111,22 @@ def protect_embedded_ray(folder: Path) -> None:
 
 async def execute(config: Config) -> None:
     """Open everything from the outside in, run the loop, and close it from the inside out."""
+    from next_ray.models.folder import cache_root
+
     protect_embedded_ray(cache_root(config.model.cache_dir))
+    from next_ray import estimate
     from next_ray.actors.cluster import open_cluster
     from next_ray.actors.launch import Job, launch
     from next_ray.actors.metrics import NAMESPACE, MetricsReporter
     from next_ray.actors.watchdog import watchdog
     from next_ray.course import Course
     from next_ray.data.prepare import Read, chosen_reader, filter_by_length, load_splits, load_tokenizer, with_worked_problems
+    from next_ray.precision import resolve_dtypes
+    from next_ray.report.final import prompt_scores
+    from next_ray.report.report import Report, Reporters
     from next_ray.stopping import Stop, signals_ask
+    from next_ray.store.checkpoints import CheckpointStore
+    from next_ray.store.layout import CONFIG, SCORES, SUMMARY
 
     output = Path(config.run.output_dir).expanduser() / config.run.name
     async with AsyncExitStack() as stack:
@@ -185,7 +196,7 @@ def tracker_id(store: CheckpointStore) -> str:
 def resume_command() -> str:
     """What to type to go on with this run."""
     restarts = os.environ.get(RESTARTS_VARIABLE)
-    return shlex.join(["python", "-m", "next_ray.run", *([f"--restarts={restarts}"] if restarts else []), *sys.argv[1:]])
+    return shlex.join([*program("run").split(), *([f"--restarts={restarts}"] if restarts else []), *sys.argv[1:]])
 
 
 async def _check_read(read: Read, config: Config, report: Report) -> None:
@@ -198,6 +209,9 @@ async def _check_read(read: Read, config: Config, report: Report) -> None:
 
 def _progress(config: Config, store: CheckpointStore, latest: Manifest | None) -> Progress:
     """Where the run goes on; raises `TrainingError` when it has ended."""
+    from next_ray.progress import progress_at
+    from next_ray.store.layout import SUMMARY
+
     progress = progress_at(latest, config)
     if progress.step >= config.run.steps and store.get_json(SUMMARY) is not None:
         raise TrainingError(
@@ -209,6 +223,7 @@ def _progress(config: Config, store: CheckpointStore, latest: Manifest | None) -
 
 async def _prepare(config: Config, report: Report) -> PreparedModel:
     from next_ray.actors.warmstart import train_tiny_with_ray
+    from next_ray.models.resolve import prepare_model
 
     report.phase("preparing the model")
     return await asyncio.to_thread(prepare_model, config.model, train_tiny_with_ray)
@@ -217,6 +232,8 @@ async def _prepare(config: Config, report: Report) -> PreparedModel:
 @asynccontextmanager
 async def _held_lease(store: CheckpointStore, lease_s: float) -> AsyncIterator[Lease]:
     """Hold the run's lease and renew it in the background; losing it ends the run."""
+    from next_ray.store.lease import Lease
+
     lease = Lease(store.storage, store.run, lease_s)
     await asyncio.to_thread(lease.acquire)
     owner = asyncio.current_task()

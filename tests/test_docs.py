@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from next_ray.commands.main import TABLE
 from next_ray.dashboard.catalogue import METRICS
 from next_ray.settings import load_config
 
@@ -49,6 +50,21 @@ def test_commands_are_valid(path: Path) -> None:
 def test_the_commands_are_found_at_all() -> None:
     counts = {path.name: len(commands(path.read_text())) for path in DOCUMENTS}
     assert counts["README.md"] >= 3 and counts["running.md"] >= 3
+
+
+def program_lines(text: str) -> list[list[str]]:
+    """The words of every line that starts `next-ray`, up to a redirection."""
+    lines = [line for line in text.splitlines() if line.startswith("next-ray ")]
+    return [shlex.split(re.split(r" [>|]", line)[0], comments=True)[1:] for line in lines]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=identifiers(DOCUMENTS))
+def test_lines_of_the_program_are_valid(path: Path) -> None:
+    for words in program_lines(path.read_text()):
+        table = TABLE
+        while (nested := getattr(module := table.command(words[0]).load(), "TABLE", None)) is not None:
+            table, words = nested, words[1:]
+        module.parser().parse_intermixed_args(words[1:])
 
 
 def test_make_targets_that_documents_name_exist() -> None:

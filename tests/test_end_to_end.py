@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import socket
@@ -19,7 +20,7 @@ from next_ray.store.checkpoints import CheckpointStore
 from tests.chaos.books import problems
 from tests.chaos.faults import actors
 from tests.s3_server import S3Server, s3_server
-from tests.whole_jobs import TIME_LIMIT_S, command, environment, manifests, run, timeless, wait_for_step
+from tests.whole_jobs import SMALL, TIME_LIMIT_S, command, environment, manifests, run, timeless, wait_for_step
 
 REPORT = [sys.executable, "-m", "next_ray.report"]
 
@@ -65,6 +66,30 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(shared: Path) -> None:
     finished = run(env, *common, "run.name=whole")
     assert finished.returncode == 2
     assert "already has all of its 6 steps" in finished.stderr
+
+
+def test_a_fork_ends_like_the_run_it_came_from(shared: Path) -> None:
+    """By the program's one name, and with a command beside `run`."""
+    env, store = environment(shared), shared / "store"
+    next_ray = [sys.executable, "-m", "next_ray"]
+    forked = subprocess.run(
+        [*next_ray, "runs", "fork", "whole@4", "forked", "--store", f"file://{store}"], env=env, capture_output=True, text=True
+    )
+    assert forked.returncode == 0, forked.stdout + forked.stderr
+    words = [*SMALL, f"store.url=file://{store}", f"run.output_dir={shared / 'out'}", "run.deterministic=true", "run.name=forked"]
+    went_on = subprocess.run([*next_ray, "run", *words], env=env, capture_output=True, text=True, timeout=TIME_LIMIT_S)
+    assert went_on.returncode == 0, went_on.stdout + went_on.stderr
+    assert "resuming from step 4 (00000004-trained)" in went_on.stdout
+    whole, fork = manifests(store, "whole"), manifests(store, "forked")
+    assert [m["objects"] for m in whole if m["step"] > 4] == [m["objects"] for m in fork if m["step"] > 4]
+    rows = [timeless(shared / "out" / name / "metrics.jsonl") for name in ("whole", "forked")]
+    steps = [[row for row in log if row["kind"] == "step"] for log in rows]
+    assert steps[0] == steps[1]
+    differing = subprocess.run(
+        [*next_ray, "runs", "diff", "whole", "forked", "--json", "--store", f"file://{store}"], env=env, capture_output=True, text=True
+    )
+    assert json.loads(differing.stdout)["settings"] == {}
+    assert json.loads(differing.stdout)["results"]["state"] == ["finished", "finished"]
 
 
 def test_a_run_that_is_hurt_and_stopped_ends_like_an_uninterrupted_one(shared: Path) -> None:

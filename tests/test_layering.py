@@ -97,6 +97,7 @@ HOMES = {
     "rich": {"commands", "inspect.console", "report", "run"},
     "s3fs": {"data", "store"},
     "safetensors": {"adapter", "models", "store", "weights"},
+    "shtab": {"commands"},
     "tenacity": {"store"},
     "tensorboard": {"report"},
     "tokenizers": {"models"},
@@ -145,7 +146,7 @@ class Import:
 def level(module: str) -> int:
     """The level of a module, named without the package."""
     head, _, last = module.partition(".")
-    if last == "__main__":
+    if "__main__" in (head, last):
         return 5
     if module in NOUNS or head in NOUNS:
         return 0

@@ -59,6 +59,15 @@ def is_run(path: str) -> bool:
     return "://" in path or all(os.path.isdir(os.path.join(path, part)) for part in ("manifests", "objects"))
 
 
+def run_and_checkpoint(place: str) -> tuple[str, str | None]:
+    """`RUN@CHECKPOINT` apart (None: the newest); `24` is short for `00000024-trained`, `24-jumped` for `00000024-jumped`."""
+    run, at, checkpoint = place.rpartition("@")
+    if not at or "/" in checkpoint or ("://" not in place and is_run(place)):
+        return place, None
+    step, _, kind = checkpoint.partition("-")
+    return run, f"{int(step):08d}-{kind or 'trained'}" if step.isdecimal() and len(step) <= 8 else checkpoint
+
+
 def _from_adapters(found: list[Found], base: str | None, keep_saved: bool, notes: list[str]) -> Imported:
     folders = [open_peft_folder(checkpoint.folder) for checkpoint in found]
     adapters = tuple(folder.adapter for folder in folders)

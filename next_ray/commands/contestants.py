@@ -15,7 +15,7 @@ from next_ray.adapter import CONFIG_FILE
 from next_ray.checkpoints.adapters import open_peft_folder, read_peft_folder
 from next_ray.checkpoints.discover import step_folder
 from next_ray.checkpoints.hashes import file_sha256
-from next_ray.checkpoints.open import is_run
+from next_ray.checkpoints.open import is_run, run_and_checkpoint
 from next_ray.checkpoints.store_run import store_of
 from next_ray.checkpoints.whole import cached_model
 from next_ray.config import ModelSection
@@ -99,15 +99,6 @@ def _base_and_place(name: str) -> tuple[str | None, str]:
     base, _, place = name.rpartition("+")
     known = (Path(place) / CONFIG_FILE).is_file() or is_run(run_and_checkpoint(place)[0])
     return (base, place) if base and "://" not in base and known else (None, name)
-
-
-def run_and_checkpoint(place: str) -> tuple[str, str | None]:
-    """`RUN@CHECKPOINT` apart (None: the newest); `24` is short for `00000024-trained`, `24-jumped` for `00000024-jumped`."""
-    run, at, checkpoint = place.rpartition("@")
-    if not at or "/" in checkpoint or ("://" not in place and is_run(place)):
-        return place, None
-    step, _, kind = checkpoint.partition("-")
-    return run, f"{int(step):08d}-{kind or 'trained'}" if step.isdecimal() and len(step) <= 8 else checkpoint
 
 
 def _base(name: str, bases: dict[str, PreparedModel]) -> PreparedModel:

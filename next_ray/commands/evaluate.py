@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from next_ray.commands.ending import ended
+from next_ray.commands.parser import Parser
 from next_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> None:
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     _check_numbers(arguments)
     from next_ray.commands.problems import Reading, load_set, parse_sets
 
@@ -73,48 +74,46 @@ def _sample_rows(rows: Rows) -> Iterator[dict[str, Any]]:
             yield from ({"model": name, "set": set_name, **row} for row in found)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
+    """Of the command line."""
     from next_ray.evaluate.benchmarks import BENCHMARKS
 
-    parser = argparse.ArgumentParser(
-        prog="python -m next_ray.evaluate",
-        description="Measure models on problem sets with the engine, the wording and the verifiers of training.",
+    parser = Parser(
+        "evaluate",
+        "MODEL... --data SET... --output DIR [options]",
+        "Measure models on problem sets as training does: engine, wording, verifiers. The same command goes on where it ended.",
+        ["models/warm --data gsm8k --output scores", "tiny RUN@24 --data own=a.jsonl --output out"],
     )
     add = parser.add_argument
-    add(
-        "models",
-        nargs="+",
-        metavar="MODEL",
-        help="a model folder, a hub id, tiny, an adapter folder, or a run of our store (RUN, RUN@CHECKPOINT or RUN@STEP); BASE+ before "
-        "an adapter or a run says where its base is",
-    )
+    add("models", nargs="+", metavar="MODEL", help="folder, hub id, tiny, adapter, RUN, RUN@STEP; BASE+ before it for its base")
     add(
         "--data",
         nargs="+",
         action="extend",
         required=True,
-        metavar="NAME[=PATH]",
-        help=f"problem sets: {', '.join(BENCHMARKS)}, from the hub or from a file, or any name with a file of your own",
+        metavar="SET",
+        help=f"NAME or NAME=PATH; known: {', '.join(BENCHMARKS)}",
     )
     add("--output", type=Path, required=True, metavar="DIR", help="results, samples and what a rerun goes on from")
     add("--samples", type=int, default=8, metavar="N", help="completions of a prompt (default 8)")
     add("--temperature", type=float, default=1.0, metavar="T", help="sampling temperature (default 1)")
-    add("--top-p", type=float, default=1.0, metavar="P", help="nucleus sampling (default 1: all)")
-    add("--max-tokens", type=int, default=4096, metavar="N", help="completions are cut at this many tokens (default 4096)")
-    add("--max-prompt-tokens", type=int, default=1024, metavar="N", help="longer prompts are left out, and counted (default 1024)")
-    add("--k", type=int, nargs="+", metavar="K", help="pass@k and maj@k of these k (default 1 and --samples)")
-    add("--label", nargs="+", metavar="TEXT", help="what tables call each model (default: the end of its name)")
-    add("--steps", type=int, nargs="+", metavar="STEPS", help="RL steps of each model, 0 for a base (default: what checkpoints say)")
-    add("--seed", type=int, default=0, metavar="N", help="seed of samples, option order and intervals (default 0)")
+    add("--max-tokens", type=int, default=4096, metavar="N", help="completions are cut there (default 4096)")
     add("--limit", type=int, metavar="N", help="only the first N problems of every set")
-    add("--verifier", nargs="+", action="extend", default=[], metavar="NAME=KIND", help="judge a set otherwise (docs/verifiers.md)")
-    add("--template", metavar="TEXT", help="text of the user message of every set; {prompt} is the problem (default: the set's own)")
-    add("--system-prompt", metavar="TEXT", help="system message (default: the chat template's own)")
-    add("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="number format of the engine's weights")
-    add("--threads", type=int, default=1, metavar="N", help="CPU threads of the engine (CPU only)")
-    add("--kv-cache-gib", type=float, default=0.5, metavar="GIB", help="key-value cache on CPU (default 0.5)")
-    add("--parquet", action="store_true", help="write the samples as samples.parquet in place of samples.jsonl")
-    add("--endpoint-url", metavar="URL", help="S3 server other than AWS, for runs of a store and for problems")
+    more = parser.more.add_argument
+    more("--top-p", type=float, default=1.0, metavar="P", help="nucleus sampling (default 1: all)")
+    more("--max-prompt-tokens", type=int, default=1024, metavar="N", help="longer prompts are left out, and counted (default 1024)")
+    more("--k", type=int, nargs="+", metavar="K", help="pass@k and maj@k of these k (default 1 and --samples)")
+    more("--label", nargs="+", metavar="TEXT", help="what tables call each model (default: the end of its name)")
+    more("--steps", type=int, nargs="+", metavar="STEPS", help="RL steps of each model, 0 for a base (default: what checkpoints say)")
+    more("--seed", type=int, default=0, metavar="N", help="seed of samples, option order and intervals (default 0)")
+    more("--verifier", nargs="+", action="extend", default=[], metavar="NAME=KIND", help="judge a set otherwise (docs/verifiers.md)")
+    more("--template", metavar="TEXT", help="text of the user message of every set; {prompt} is the problem (default: the set's own)")
+    more("--system-prompt", metavar="TEXT", help="system message (default: the chat template's own)")
+    more("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto", help="number format of the engine's weights")
+    more("--threads", type=int, default=1, metavar="N", help="CPU threads of the engine (CPU only)")
+    more("--kv-cache-gib", type=float, default=0.5, metavar="GIB", help="key-value cache on CPU (default 0.5)")
+    more("--parquet", action="store_true", help="write the samples as samples.parquet in place of samples.jsonl")
+    more("--endpoint-url", metavar="URL", help="S3 server other than AWS, for runs of a store and for problems")
     return parser
 
 

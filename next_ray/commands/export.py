@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from next_ray.commands.ending import ended
+from next_ray.commands.parser import Parser
 
 RECORD_FILE = "next_ray_export.json"
 
@@ -19,18 +19,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> None:
-    arguments = _parser().parse_args(argv)
-    record = export(arguments.run, arguments.folder, arguments.base, arguments.dtype, arguments.endpoint_url)
+    arguments = parser().parse_args(argv)
+    from next_ray.commands.progress import shown
+
+    with shown() as progress:
+        progress(f"exporting {arguments.run}", 0, None)
+        record = export(arguments.run, arguments.folder, arguments.base, arguments.dtype, arguments.endpoint_url)
     print(f"{record['kind']} of step {record['step']} ({record['checkpoint']}, {record['dtype']}) in {arguments.folder}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m next_ray.export", description="A checkpoint of a run as a folder to use elsewhere.")
+def parser() -> Parser:
+    """Of the command line."""
+    parser = Parser(
+        "export",
+        "RUN[@STEP] FOLDER [options]",
+        "A checkpoint of a run as a folder to use elsewhere: a PEFT adapter, or a model where all weights were trained.",
+        ["~/.cache/next_ray/store/tiny my-adapter", "s3://bucket/runs/tiny@24-jumped my-adapter"],
+    )
     parser.add_argument("run", metavar="RUN[@STEP]", help="the run's folder or URL; @24 or @24-jumped: that step, else the newest")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder to make; it must not exist")
-    parser.add_argument("--base", help="folder or name of the model that training started from; else what the run says")
+    parser.add_argument("--base", metavar="MODEL", help="folder or name of the model that training started from; else what the run says")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of full weights (bfloat16); adapters stay float32")
-    parser.add_argument("--endpoint-url", help="S3 server other than AWS")
+    parser.add_argument("--endpoint-url", metavar="URL", help="S3 server other than AWS")
     return parser
 
 
@@ -44,8 +54,9 @@ def export(place: str, folder: Path, base: str | None = None, dtype: str | None 
     """
     from next_ray.adapter import write_peft_folder
     from next_ray.checkpoints.atomic import check_target, new_folder
+    from next_ray.checkpoints.open import run_and_checkpoint
     from next_ray.checkpoints.whole import fill_model
-    from next_ray.commands.contestants import base_of, checkpoint_of, run_and_checkpoint
+    from next_ray.commands.contestants import base_of, checkpoint_of
     from next_ray.errors import ConfigError
 
     check_target(folder)

@@ -12,17 +12,9 @@ from typing import Any
 
 from next_ray.commands.accuracies import read_accuracies
 from next_ray.commands.ending import ended
+from next_ray.commands.parser import Parser
 from next_ray.commands.request import Choice, Method, Target
 from next_ray.errors import ConfigError
-
-EXAMPLES = """\
-examples:
-  python -m next_ray.extrapolate grpo/checkpoint-* --output jumped
-  python -m next_ray.extrapolate grpo --method next two-point --alpha 0.5 1 1.5 --rank 64 --output candidates
-  python -m next_ray.extrapolate runs/full --method linear-fit --merge --base models/Qwen2.5-1.5B --output merged
-  python -m next_ray.extrapolate grpo --method soup-greedy --accuracies held-out.json --evaluator my.tests:accuracy --output soup
-PATH is a PEFT, TRL, verl, OpenRLHF or Hugging Face checkpoint, a folder of them, or a run of a next_ray store.
-"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,52 +23,54 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> None:
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    words = parser()
+    arguments = words.parse_args(argv)
     if arguments.list:
         from next_ray.extrapolate.methods.registry import describe
 
         print(describe())
         return
     if not arguments.paths or (arguments.output is None and not arguments.dry_run):
-        parser.error("checkpoints (PATH...) and --output DIR are needed")
+        words.error("checkpoints (PATH...) and --output DIR are needed")
     choice, target = _choice(arguments), _target(arguments)
     from next_ray.commands.candidates import extrapolate, plan  # --help and mistakes should not wait for it
 
     _print((plan if arguments.dry_run else extrapolate)(arguments.paths, choice, target))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m next_ray.extrapolate",
-        usage="%(prog)s PATH... [options] --output DIR",
-        description="Extrapolate the checkpoints of a training run: one adapter or model for every method and alpha.",
-        epilog=EXAMPLES,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=118),
+def parser() -> Parser:
+    """Of the command line."""
+    parser = Parser(
+        "extrapolate",
+        "PATH... [options] --output DIR",
+        "One adapter or model for every method and alpha. PATH is a PEFT, TRL, verl, OpenRLHF or Hugging Face checkpoint, a folder of "
+        "them, or a run of our store.",
+        ["grpo/checkpoint-* --output jumped", "grpo --method expo --alpha 1 2 --output out"],
     )
     add = parser.add_argument
     add("paths", nargs="*", metavar="PATH", help=argparse.SUPPRESS)
-    add("--output", type=Path, metavar="DIR", help="folder to make; with several candidates one sub-folder each (two-point@1.5)")
-    add("--overwrite", action="store_true", help="replace DIR if it holds an earlier result")
+    add("--output", type=Path, metavar="DIR", help="folder to make; of several candidates a folder each")
     add("--method", nargs="+", default=["next"], metavar="NAME", help="methods (default: next); --list describes them")
-    add("--alpha", nargs="+", type=_finite, metavar="A", help="how far to go, in horizons (default: the method's own grid)")
-    add("--horizon", type=int, metavar="K", help="checkpoints that one step of alpha 1 looks ahead (default: a third of them)")
-    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="the method's settings; METHOD.KEY=VALUE with several methods")
-    width = parser.add_mutually_exclusive_group()
-    width.add_argument("--rank", type=int, metavar="R", help="recompress adapters to rank R, with the error reported")
-    width.add_argument("--exact", action="store_true", help="adapters as wide as exactness needs (the default)")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), help="of adapters (default: float32); merged models keep the base's")
+    add("--alpha", nargs="+", type=_finite, metavar="A", help="how far to go, in horizons (default: the method's)")
+    add("--horizon", type=int, metavar="K", help="checkpoints that alpha 1 goes ahead (default: a third)")
     add("--merge", action="store_true", help="write merged models instead of adapters")
-    add("--base", metavar="MODEL", help="the base: a folder, for adapters also a hub name (default: what they name)")
-    add("--no-verify", action="store_true", help="do not compare a merged model with base + adapter (two models are loaded)")
-    add("--accuracies", type=Path, metavar="FILE", help='JSON of held-out accuracies by step, 0 for the base: {"0": 0.31, "10": 0.35}')
-    add("--evaluator", metavar="MODULE:FUNC", help="function from the folder of a result to its accuracy, for soup-greedy")
-    add("--segment", type=int, metavar="STEP", help="of a store's run that jumped: the trajectory that began at STEP")
-    add("--endpoint-url", metavar="URL", help="S3 server other than AWS")
-    add("--seed", type=int, default=0, metavar="N", help="for methods that draw numbers (default: 0)")
-    add("--workers", type=int, default=0, metavar="N", help="Ray workers that compute singular triplets (default: this process)")
+    add("--base", metavar="MODEL", help="the base: a folder, for adapters also a hub name")
     add("--dry-run", action="store_true", help="say what would be done")
     add("--list", action="store_true", help="describe the methods and their settings")
+    more = parser.more.add_argument
+    more("--overwrite", action="store_true", help="replace DIR if it holds an earlier result")
+    more("--set", nargs="+", default=[], metavar="KEY=VALUE", help="the method's settings; METHOD.KEY=VALUE with several methods")
+    width = parser.more.add_mutually_exclusive_group()
+    width.add_argument("--rank", type=int, metavar="R", help="recompress adapters to rank R, with the error reported")
+    width.add_argument("--exact", action="store_true", help="adapters as wide as exactness needs (the default)")
+    more("--dtype", choices=("float32", "bfloat16", "float16"), help="of adapters (default: float32); merged models keep the base's")
+    more("--no-verify", action="store_true", help="do not compare a merged model with base + adapter (two models are loaded)")
+    more("--accuracies", type=Path, metavar="FILE", help='JSON of held-out accuracies by step, 0 for the base: {"0": 0.31, "10": 0.35}')
+    more("--evaluator", metavar="MODULE:FUNC", help="function from the folder of a result to its accuracy, for soup-greedy")
+    more("--segment", type=int, metavar="STEP", help="of a store's run that jumped: the trajectory that began at STEP")
+    more("--endpoint-url", metavar="URL", help="S3 server other than AWS")
+    more("--seed", type=int, default=0, metavar="N", help="for methods that draw numbers (default: 0)")
+    more("--workers", type=int, default=0, metavar="N", help="Ray workers that compute singular triplets (default: this process)")
     return parser
 
 

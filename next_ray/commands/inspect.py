@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from next_ray.commands.accuracies import read_accuracies
 from next_ray.commands.ending import ended
+from next_ray.commands.parser import Parser
 from next_ray.commands.writing import check_file, scratch_folder, write_whole
 from next_ray.errors import ConfigError
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> None:
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     _check_targets(arguments.json, arguments.plots)
     imported, inspection = _inspect(arguments)
     from next_ray.inspect.console import make_console, show
@@ -43,28 +44,30 @@ def _run(argv: Sequence[str] | None) -> None:
         _write_plots(arguments.plots, inspection)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
+    """Of the command line."""
     from next_ray.extrapolate.methods.registry import METHODS
 
-    parser = argparse.ArgumentParser(
-        prog="python -m next_ray.inspect",
-        description="Tell whether a trajectory of checkpoints is worth extrapolating: how concentrated and how straight it is, and how "
-        "well each method would have foretold checkpoints that are hidden from it.",
+    parser = Parser(
+        "inspect",
+        "PATH [PATH ...] [options]",
+        "Tell whether a trajectory of checkpoints is worth extrapolating, how far and by which method: what each would have foretold of "
+        "checkpoints that are hidden from it.",
+        ["grpo/checkpoint-*", "s3://bucket/runs/tiny --methods next two-point"],
     )
     add = parser.add_argument
-    add("paths", nargs="+", metavar="PATH", help="checkpoint folders, folders that hold them, or one run of our store (folder or URL)")
-    add("--base", metavar="MODEL", help="the model training started from: a folder or name; full-parameter checkpoints need a folder")
-    add("--horizon", type=int, metavar="K", help="checkpoints to hide and foretell (default: a third of them)")
-    add("--methods", nargs="+", metavar="METHOD", help=f"methods to try, of {', '.join(METHODS)} (default: all but {', '.join(SLOW)})")
-    add(
-        "--accuracies", type=Path, metavar="FILE.json", help='held-out accuracies by training step, 0 for the base: {"0": 0.31, "10": 0.35}'
-    )
+    add("paths", nargs="+", metavar="PATH", help="checkpoint folders, folders of them, or one run of our store")
+    add("--base", metavar="MODEL", help="what training started from; full models need its folder")
+    add("--horizon", type=int, metavar="K", help="checkpoints to hide and foretell (default: a third)")
+    add("--accuracies", type=Path, metavar="FILE.json", help='held-out accuracies by step: {"0": 0.31, "10": 0.35}')
     add("--json", type=Path, metavar="FILE", help="write all numbers there")
     add("--plots", type=Path, metavar="DIR", help="write the figures there as PNG files")
-    add("--workers", type=int, default=0, metavar="N", help="compute the triplets on N Ray workers (default 0: in this process)")
-    add("--full-spectrum", action="store_true", help="all singular values of large full-parameter modules too (slow)")
-    add("--segment", type=int, metavar="STEP", help="for a run of our store that jumped: the step at which the trajectory begins")
-    add("--endpoint-url", metavar="URL", help="S3 server other than AWS")
+    more = parser.more.add_argument
+    more("--methods", nargs="+", metavar="METHOD", help=f"methods to try, of {', '.join(METHODS)} (default: all but {', '.join(SLOW)})")
+    more("--workers", type=int, default=0, metavar="N", help="compute the triplets on N Ray workers (default 0: in this process)")
+    more("--full-spectrum", action="store_true", help="all singular values of large full-parameter modules too (slow)")
+    more("--segment", type=int, metavar="STEP", help="for a run of our store that jumped: the step at which the trajectory begins")
+    more("--endpoint-url", metavar="URL", help="S3 server other than AWS")
     return parser
 
 

@@ -33,7 +33,8 @@ def shown() -> Iterator[Progress]:
         yield tell
         return
     columns = (rich_progress.SpinnerColumn(), "{task.description}", rich_progress.BarColumn(), rich_progress.TimeElapsedColumn())
-    with rich_progress.Progress(*columns, console=console, transient=True) as bar:
+    on_screen = sys.stdout.isatty()  # what is printed meanwhile goes above the bar; a file or pipe gets it as ever
+    with rich_progress.Progress(*columns, console=console, transient=True, redirect_stdout=on_screen) as bar:
         task = bar.add_task("", total=None)
 
         def show(what: str, done: int, total: int | None) -> None:

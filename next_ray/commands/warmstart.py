@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,18 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from next_ray.commands.ending import ended
-from next_ray.commands.words import job_and_overrides
-from next_ray.config.warmstart import WarmstartConfig
+from next_ray.commands.parser import Parser
+from next_ray.commands.words import JOB, job_and_overrides
 from next_ray.errors import ConfigError
-from next_ray.settings import load_as
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from next_ray.actors.cluster import OpenCluster
     from next_ray.actors.supervised import FineTuned
     from next_ray.checkpoints.tensor_file import TensorFile
+    from next_ray.config.warmstart import WarmstartConfig
     from next_ray.data.demonstrations import Demonstrations
     from next_ray.models.resolve import PreparedModel
 
@@ -34,13 +33,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m next_ray.warmstart",
-        description="Supervised fine-tuning on demonstrations; the result is a model folder for model.name of a run.",
-    )
-    parser.add_argument("job", nargs="*", metavar="JOB.yaml | key=value", help="a YAML file and settings that override it")
-    words = parser.parse_intermixed_args(argv).job
+    words = parser().parse_intermixed_args(argv).job
+    from next_ray.config.warmstart import WarmstartConfig
+    from next_ray.settings import load_as
+
     warm_start(load_as(WarmstartConfig, *job_and_overrides(words)))
+
+
+def parser() -> Parser:
+    """Of the command line."""
+    parser = Parser(
+        "warmstart",
+        "[JOB.yaml] [key=value ...]",
+        "Supervised fine-tuning on demonstrations; the result is a model folder for model.name of a run.",
+        ["data.path=solved.jsonl output=models/warm", "warm.yaml training.parameters=lora"],
+    )
+    parser.add_argument("job", nargs="*", metavar=JOB, help="a YAML file and settings that override it")
+    return parser
 
 
 def warm_start(config: WarmstartConfig) -> Path:
@@ -49,6 +58,7 @@ def warm_start(config: WarmstartConfig) -> Path:
     Raises `NextRayError` of the kind that fits: the output exists, demonstrations or model cannot be used, no place, training failed.
     """
     from next_ray.checkpoints.atomic import check_target, new_folder
+    from next_ray.commands.progress import shown
     from next_ray.models.folder import cache_root
     from next_ray.run import protect_embedded_ray
 
@@ -58,13 +68,21 @@ def warm_start(config: WarmstartConfig) -> Path:
     from next_ray.actors.cluster import open_cluster
 
     # Only the tiny model needs Ray to be made; any other, and its data, are checked before anything is started.
-    found = None if config.model.name == "tiny" else _prepare(config)
-    with new_folder(target) as draft, tempfile.TemporaryDirectory(prefix=f".{target.name}.weights-", dir=target.parent) as scratch:
+    with (
+        shown() as progress,
+        new_folder(target) as draft,
+        tempfile.TemporaryDirectory(prefix=f".{target.name}.weights-", dir=target.parent) as scratch,
+    ):
+        progress("reading model and demonstrations", 0, None)
+        found = None if config.model.name == "tiny" else _prepare(config)
+        progress("opening Ray", 0, None)
         with open_cluster(config.cluster, f"next_ray-warmstart-{target.name}", config.training.ranks) as cluster:
             model, data = found or _prepare(config)
             print(data.report, flush=True)
+            progress(f"fine-tuning on {len(data.train)} demonstrations", 0, None)
             tuned, dtype = _fine_tune(config, model, data, cluster, Path(scratch))
         _print_table(tuned)
+        progress("writing the model", 0, None)
         record = _assemble(draft, config, model, tuned) | {"data": data.report, "dtype": dtype}
         (draft / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(f"wrote {target}; use it with: python -m next_ray.run model.name={target}")
@@ -111,6 +129,8 @@ def _fine_tune(
 
 def _assemble(draft: Path, config: WarmstartConfig, model: PreparedModel, tuned: FineTuned) -> dict[str, Any]:
     """Fill `draft` with the base in its own dtype, the trained weights added or put in as float32 and rounded once."""
+    import numpy as np
+
     from next_ray.checkpoints.headers import open_safetensors
     from next_ray.checkpoints.merge import write_merged
     from next_ray.delta.trajectory import WeightTrajectory, from_adapters
@@ -139,7 +159,7 @@ def _assemble(draft: Path, config: WarmstartConfig, model: PreparedModel, tuned:
 
 
 @dataclass(frozen=True)
-class _Stored(Mapping[str, np.ndarray]):
+class _Stored(Mapping[str, Any]):
     """A file's tensors, float32, read when they are asked for."""
 
     file: TensorFile

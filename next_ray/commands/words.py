@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 from next_ray.errors import ConfigError
 
+JOB = "JOB.yaml | key=value"
+"""What a help text calls these words."""
+
 
 def job_and_overrides(words: Sequence[str]) -> tuple[str | None, list[str]]:
     """The YAML file is the one word without `=`."""

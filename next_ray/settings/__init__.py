@@ -6,6 +6,7 @@ in `problems` its words and the nearest valid key.
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Sequence
@@ -103,13 +104,22 @@ def _text_of(place: Path, by: Path | None) -> str:
         return data.decode()
     except FileNotFoundError as error:
         advice = (
-            "Mend the path; it is relative to the file that extends." if by else "Give the path of a YAML file, for example jobs/tiny.yaml."
+            "Mend the path; it is relative to the file that extends."
+            if by
+            else f"Give the path of a YAML file, for example {_near(place)}."
         )
         raise ConfigError(f"The configuration file {place}{extended} does not exist. {advice}") from error
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that no file can have
         raise ConfigError(
             f"The configuration file {str(place)!r}{extended} cannot be read as UTF-8 text ({error}). Give the path of a YAML file."
         ) from error
+
+
+def _near(place: Path) -> Path:
+    """The YAML file whose name is nearest, of those in the same folder; else one that the project has."""
+    beside = {file.name: file for file in place.parent.glob("*.y*ml")}
+    named = difflib.get_close_matches(place.name, beside, n=1, cutoff=0.5)
+    return beside[named[0]] if named else Path("jobs/tiny.yaml")
 
 
 def _expanded(path: str) -> Path:

@@ -159,6 +159,13 @@ def _key_paths(model: type[BaseModel], tree: Any, prefix: KeyPath = ()) -> Itera
             yield from _key_paths(section, given, path)
 
 
+def keys(schema: type[BaseModel]) -> list[str]:
+    """Every key that can be set, dotted, those that are sections left out; of a union with a `kind`, those of all kinds."""
+    paths = dict.fromkeys(_key_paths(schema, {}))
+    inner = {path[:-1] for path in paths}
+    return [dotted(path) for path in paths if path not in inner]
+
+
 def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
@@ -172,6 +179,6 @@ def paragraph(path: str | None, problems: Sequence[str]) -> str:
     subject = f"The configuration {path}" if path else "The configuration"
     problems = [problem if len(problem) <= 1000 else f"{problem[:1000]}..." for problem in problems]
     if len(problems) == 1:
-        return f"{subject} is not valid: {problems[0]}."
+        return f"{subject} is not valid: {problems[0]}{'' if problems[0].endswith('?') else '.'}"
     told = "; ".join(f"({i}) {problem}" for i, problem in enumerate(problems[:MAX_PROBLEMS], start=1))
     return f"{subject} has {len(problems)} problems: {told}{'; and so on' if len(problems) > MAX_PROBLEMS else ''}."

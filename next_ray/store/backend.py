@@ -55,6 +55,10 @@ class Backend(Protocol):
         """Every object below a folder."""
         ...
 
+    def folders(self, folder: str) -> list[str]:
+        """Names of the folders directly in a folder that hold objects, or did."""
+        ...
+
     def delete(self, key: str) -> None:
         """Remove an object; a missing one is no error."""
         ...

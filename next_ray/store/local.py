@@ -91,6 +91,14 @@ class LocalBackend:
         """All files below `folder`, hidden ones left out."""
         return [entry for entry in self._all(folder) if not os.path.basename(entry.key).startswith(".")]
 
+    def folders(self, folder: str) -> list[str]:
+        """Folders directly in `folder`, hidden ones left out."""
+        try:
+            with _explained(folder, "list"):
+                return [entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
+        except MissingObjectError:
+            return []
+
     def delete(self, key: str) -> None:
         """Remove the file if it is there."""
         with _explained(key, "delete"), suppress(FileNotFoundError):

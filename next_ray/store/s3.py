@@ -129,6 +129,11 @@ class S3Backend:
         files = [info for info in found if info["type"] == "file" and not info["name"].endswith("/")]
         return [StoredObject(info["name"], int(info["size"]), max(0.0, (now - info["LastModified"]).total_seconds())) for info in files]
 
+    def folders(self, folder: str) -> list[str]:
+        """Common prefixes directly below `folder`."""
+        found = self._run(folder, "list", lambda: self._files._lsdir(folder, refresh=True))
+        return [info["name"].rstrip("/").rpartition("/")[2] for info in found if info["type"] == "directory"]
+
     def delete(self, key: str) -> None:
         """Remove the object."""
         try:

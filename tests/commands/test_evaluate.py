@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from next_ray.adapter import write_peft_folder
-from next_ray.commands.evaluate import _decoding, _parser, main
+from next_ray.commands.evaluate import _decoding, main, parser
 from next_ray.commands.kept import KeptResults
 from next_ray.commands.sampling import BLOCK, vote
 from next_ray.errors import ConfigError
@@ -129,5 +129,5 @@ def test_kept_blocks_belong_to_their_settings(tmp_path: Path):
 @pytest.mark.parametrize(("asked", "expected"), [([], native_dtype("cpu")), (["--dtype", "bfloat16"], "bfloat16")])
 def test_auto_is_the_number_format_that_training_takes(asked: list[str], expected: str) -> None:
     """The engine would take the model's own, which a CPU may have to emulate, and kept blocks would not say which it was."""
-    arguments = _parser().parse_args(["model", "--data", "gsm8k", "--output", "out", *asked])
+    arguments = parser().parse_args(["model", "--data", "gsm8k", "--output", "out", *asked])
     assert _decoding(arguments).rollout.dtype == expected

@@ -152,3 +152,19 @@ def test_a_checkpoint_of_full_weights_can_be_evaluated(store: CheckpointStore, b
     assert contestant.adapter is None and contestant.step == 2
     model = AutoModelForCausalLM.from_pretrained(contestant.base.path, dtype=torch.float32)
     assert torch.equal(logits(model), logits(moved(base, 2)))
+
+
+def test_an_interrupted_export_leaves_nothing(
+    store: CheckpointStore, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commit(store, 3, LearnerState(probe_adapter(linear_shapes(base), 4, 0.5, seed=1), {}, {}))
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    def interrupted(adapter: Any, folder: Path, base_name: str) -> None:
+        (folder / "half").write_text("of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("next_ray.adapter.write_peft_folder", interrupted)
+    assert main([store.url, str(tmp_path / "exported")]) == 130
+    assert "interrupted; nothing was written" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == before

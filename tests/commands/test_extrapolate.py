@@ -158,7 +158,7 @@ def test_help_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert len(text.splitlines()) <= 50 and "examples:" in text
+    assert len(text.splitlines()) <= 24 and "examples:" in text
 
 
 def test_ctrl_c_leaves_nothing(run: Path, tmp_path: Path) -> None:
