@@ -184,10 +184,19 @@ class _Crew:
         return seat
 
     async def _reserve(self, num_engines: int, num_delta_workers: int) -> None:
-        """The gang's placement group, one for each engine that is needed, and last, so that whole GPUs go first, the delta workers'."""
-        await self._gang_place()
-        for i in range(num_engines):
-            await self._engine_place(i, num_engines)
+        """The gang's placement group, one for each engine that is needed, and last, so that whole GPUs go first, the delta workers'.
+
+        All but the last are asked for at once: an autoscaler then starts their nodes side by side.
+        """
+        asked = [
+            asyncio.ensure_future(one) for one in (self._gang_place(), *(self._engine_place(i, num_engines) for i in range(num_engines)))
+        ]
+        try:
+            await asyncio.gather(*asked)
+        finally:
+            for one in asked:
+                one.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
         await self._deltas_place(num_delta_workers)
 
     async def _gang_place(self) -> PlacementGroup:
