@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.test_nodes import STORE_BYTES, drain, wait_for, wait_for_steps
-from tests.whole_jobs import TIME_LIMIT_S, command, environment, manifests
+from tests.test_nodes import STORE_BYTES, wait_for, wait_for_steps
+from tests.whole_jobs import TIME_LIMIT_S, command, environment
 
 pytestmark = [
     pytest.mark.ray,
@@ -174,16 +174,12 @@ def test_nodes_come_by_label_go_when_idle_and_none_is_left(cluster: Any, tmp_pat
         until(lambda: log.read_text().count("rollout engine 1 joins") == 2, "the engine does not come back")
         wait_for_steps(store, 1, driver, log)
 
-        drain(cluster, cluster.head_node)  # on which the driver is
-        assert driver.wait(120) == 75, log.read_text()[-4000:]
-        assert "this node is being drained; everything is committed" in log.read_text()
-        steps = [line.split()[1].partition("/")[0] for line in log.read_text().splitlines() if line.startswith("step ")]
-        assert manifests(store, "nodes")[-1]["step"] == int(steps[-1])
-
+        driver.send_signal(signal.SIGINT)
+        assert driver.wait(120) == 130, log.read_text()[-4000:]
         demands = get_cluster_status(cluster.address).resource_demands
         assert not demands.placement_group_demand and not demands.ray_task_actor_demand
         assert not any(asked.bundles_by_count for asked in demands.cluster_constraint_demand)  # `request_resources`, which stays
-        until(lambda: not nodes(cluster), f"nodes are left: {nodes(cluster)}")
+        until(lambda: not nodes(cluster), "nodes are left")
     finally:
         driver.kill()
         driver.wait()
