@@ -9,6 +9,7 @@ from pathlib import Path
 
 WHOLE_JOBS = [
     "tests/test_end_to_end.py",
+    "tests/test_autoscaler.py",
     "tests/test_nodes.py",
     "tests/test_numerics_end_to_end.py",
     "tests/test_supervised_run.py",

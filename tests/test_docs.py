@@ -13,7 +13,7 @@ from next_ray.dashboard.catalogue import METRICS
 from next_ray.settings import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "jobs" / "README.md"])
 FLAGS = {"--dry-run", "--baseline", "--restarts"}
 
 
@@ -48,8 +48,8 @@ def test_commands_are_valid(path: Path) -> None:
 
 
 def test_the_commands_are_found_at_all() -> None:
-    counts = {path.name: len(commands(path.read_text())) for path in DOCUMENTS}
-    assert counts["README.md"] >= 3 and counts["running.md"] >= 3
+    counts = {str(path.relative_to(ROOT)): len(commands(path.read_text())) for path in DOCUMENTS}
+    assert counts["README.md"] >= 3 and counts["docs/running.md"] >= 3
 
 
 def program_lines(text: str) -> list[list[str]]:

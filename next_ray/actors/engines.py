@@ -16,7 +16,8 @@ import ray
 from next_ray.actors import parts
 from next_ray.actors.cluster import answer
 from next_ray.actors.observed import RunActor
-from next_ray.actors.seats import Seat
+from next_ray.actors.resting import Resting
+from next_ray.actors.seats import Seat, first_up
 from next_ray.actors.shipping import ModelPlace, localize
 from next_ray.errors import ActorLostError
 from next_ray.rollout.engine import EngineSpec, VllmEngine
@@ -114,16 +115,24 @@ class RayRollout:
     An engine that dies is started anew; what it was asked for is asked of another one, once. An engine that comes (back) is brought
     to what the others serve before it gets anything to do. With `split_evenly` every batch waits for all engines, so that who samples
     what does not depend on faults; otherwise those that stand take it. The run ends when fewer than `num_needed` can still come.
+
+    The engines behind the first `num_needed` are ended when they have had nothing to do for `release_idle_s` seconds (None: never), and
+    asked for again with the next batch. `vacate` then gives the place back that a seat is called after.
     """
 
     seats: Sequence[Seat]
     num_needed: int
     split_evenly: bool = False
+    release_idle_s: float | None = None
+    vacate: Callable[[str], None] = lambda what: None
     _in_order: asyncio.Lock = field(default_factory=asyncio.Lock)
     _in_step: dict[Seat, Any] = field(default_factory=dict)
     _weights: tuple[int, Ref[Any] | None] = (BASE_VERSION, None)
     _adapters: Mapping[int, Ref[Adapter]] = field(default_factory=dict)
     _in_force: int = BASE_VERSION
+
+    def __post_init__(self) -> None:
+        self._resting = Resting(self.release_idle_s, self._release)
 
     async def ready(self) -> None:
         """Begin to start every engine and wait for as many as are needed."""
@@ -172,6 +181,7 @@ class RayRollout:
 
     async def close(self) -> None:
         """Let every engine clean up behind itself; none is started any more."""
+        self._resting.close()
         await asyncio.gather(*(engine.close.remote() for engine in self.engines), return_exceptions=True)
 
     def _current(self) -> list[Seat]:
@@ -184,10 +194,12 @@ class RayRollout:
             failed = [seat.failure for seat in self.seats if seat.failure is not None]
             if failed and len(self.seats) - len(failed) < self.num_needed:
                 raise failed[0]
+            for seat in self.seats:
+                seat.open()
             if self.split_evenly:
                 await asyncio.gather(*(seat.up() for seat in self.seats))
             elif not self.engines:
-                await _first([seat.up() for seat in self.seats])
+                await first_up(self.seats)
             behind = [seat for seat in self.seats if seat.actor is not None and self._in_step.get(seat) is not seat.actor]
             await asyncio.gather(*(self._catch_up(seat) for seat in behind))
             current = self._current()
@@ -220,7 +232,8 @@ class RayRollout:
         return engine.reload.remote(version, weights.value if weights else None)
 
     async def _begin(self, part: _Part, sampling: Sampling) -> None:
-        await self._tell(part.seat, part.engine, lambda engine: engine.begin.remote(part.call, part.requests, sampling))
+        with self._resting.work(part.seat):
+            await self._tell(part.seat, part.engine, lambda engine: engine.begin.remote(part.call, part.requests, sampling))
 
     async def _sampled(self, part: _Part, sampling: Sampling) -> Shard:
         """The part's completions, from another engine when this one dies over it; a second loss is the caller's."""
@@ -244,12 +257,19 @@ class RayRollout:
             raise ActorLostError(f"The actor for {part.seat.what} was lost before it had begun. {part.seat.reason}")
         groups, sampled = part.engine.collect.options(num_returns=2).remote(part.call)
         try:
-            found: Sampled = await answer(sampled, part.seat.what)
+            with self._resting.work(part.seat):
+                found: Sampled = await answer(sampled, part.seat.what)
         except ActorLostError as error:
             part.seat.lost(part.engine, str(error))
             raise
         part.seat.worked()
         return Shard(Ref(groups), tuple(found.sizes), restarts=found.restarts)
+
+    def _release(self, seat: Seat) -> None:
+        """End an engine that others can do without."""
+        if seat in self.seats[self.num_needed :] and len(self.engines) > self.num_needed:
+            seat.rest(f"nothing to do for {self.release_idle_s:g} s (rollout.release_idle_s)")
+            self.vacate(seat.what)
 
     def _servable(self, request: RolloutRequest) -> RolloutRequest:
         """The request as engines can take it now: an adapter that was let go of meanwhile is replaced by the one in force."""
@@ -267,21 +287,6 @@ def split(requests: Sequence[RolloutRequest], seats: Sequence[Seat]) -> list[_Pa
 def _abort(part: _Part) -> None:
     if part.seat.actor is part.engine:
         part.engine.abort.remote(part.call)
-
-
-async def _first(waits: Sequence[Any]) -> None:
-    """Wait until one of them is done; raises when all of them fail."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        pending = set(tasks)
-        while pending:
-            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            if any(task.exception() is None for task in done):
-                return
-        raise next(error for task in tasks if (error := task.exception()) is not None)
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 EngineRemote = ray.remote(EngineActor)

@@ -145,14 +145,14 @@ class _Crew:
     _files: Any = None
 
     async def start(self) -> Launched:
-        """Places first, then everything at once."""
+        """Places first, which bring the nodes; then everything at once."""
         job, config, device = self.job, self.job.config, self.job.cluster.device
         check_deltas_device(config, device)
-        archive = RayArchive(self._seat("the archive", self._archive))
-        read = partial(archive.state, job.resume_from) if job.resume_from else None
         shards = delta_shards(config, job.model)
         num_needed = config.rollout.min_engines or config.rollout.engines
         await self._reserve(num_needed, len(shards))
+        archive = RayArchive(self._seat("the archive", self._archive))
+        read = partial(archive.state, job.resume_from) if job.resume_from else None
         engines = [
             self._seat(engine_name(i), partial(self._engine, i, num_needed), is_late=i >= num_needed) for i in range(config.rollout.engines)
         ]
@@ -163,7 +163,7 @@ class _Crew:
         self.learner = learner = RayLearner(
             self._gang, learner_spec(config, job.model, device), config.extrapolation.after_jump, config.recovery, job.note
         )
-        rollout = RayRollout(engines, num_needed, split_evenly=config.run.deterministic)
+        rollout = RayRollout(engines, num_needed, config.run.deterministic, config.rollout.release_idle_s, self._vacate)
         others = asyncio.gather(rollout.ready(), self.trajectory.ready(), *(seat.up() for seat in judges))
         initial, _ = await asyncio.gather(learner.start(read), others)
         return Launched(rollout, RayRewards(judges), learner, archive, self.trajectory, initial, self.groups)
@@ -184,10 +184,19 @@ class _Crew:
         return seat
 
     async def _reserve(self, num_engines: int, num_delta_workers: int) -> None:
-        """The gang's placement group, one for each engine that is needed, and last, so that whole GPUs go first, the delta workers'."""
-        await self._gang_place()
-        for i in range(num_engines):
-            await self._engine_place(i, num_engines)
+        """The gang's placement group, one for each engine that is needed, and last, so that whole GPUs go first, the delta workers'.
+
+        All but the last are asked for at once: an autoscaler then starts their nodes side by side.
+        """
+        asked = [
+            asyncio.ensure_future(one) for one in (self._gang_place(), *(self._engine_place(i, num_engines) for i in range(num_engines)))
+        ]
+        try:
+            await asyncio.gather(*asked)
+        finally:
+            for one in asked:
+                one.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
         await self._deltas_place(num_delta_workers)
 
     async def _gang_place(self) -> PlacementGroup:
@@ -211,25 +220,29 @@ class _Crew:
         if old is not None:
             if await asyncio.to_thread(is_intact, old):
                 return old
-            remove_placement_group(self.groups.pop(what))
+            self._vacate(what)
         wait_s = self.job.config.cluster.wait_s if is_needed else math.inf
         self.groups[what] = group = await place(bundles, labels, what, wait_s, self.job.say)
         return group
 
+    def _vacate(self, what: str) -> None:
+        """Give the place of `what` back, if it has one."""
+        if (group := self.groups.pop(what, None)) is not None:
+            remove_placement_group(group)
+
     async def _archive(self) -> Any:
         job = self.job
-        remote = light(ArchiveRemote, job.cluster.device, "archive")
+        remote = self._light(ArchiveRemote, "archive")
         return await stands(
             remote.remote(job.store, job.model.fingerprint, job.config.store.keep_checkpoints, job.lease_token), "the archive"
         )
 
     async def _verifier(self, what: str) -> Any:
-        return await stands(light(VerifierRemote, self.job.cluster.device, what).remote(self.job.config.reward, self.job.verifiers), what)
+        return await stands(self._light(VerifierRemote, what).remote(self.job.config.reward, self.job.verifiers), what)
 
     async def _predictor(self) -> Any:
         config = self.job.config
-        remote = light(PredictorRemote, self.job.cluster.device, "predictor")
-        return await stands(remote.remote(config.extrapolation, config.run.seed), "the predictor")
+        return await stands(self._light(PredictorRemote, "predictor").remote(config.extrapolation, config.run.seed), "the predictor")
 
     async def _delta_worker(self, shards: Sequence[Sequence[str]], index: int) -> Any:
         job, config = self.job, self.job.config
@@ -256,6 +269,9 @@ class _Crew:
             )
             for i in range(config.learner.ranks)
         ]
+
+    def _light(self, remote: Any, what: str) -> Any:
+        return light(remote, self.job.cluster.device, what, self.job.config.cluster.learner_labels)
 
     def _shipped(self) -> Any:
         """The model's files for nodes that lack them, put into the object store once it is known that there are several nodes."""

@@ -91,6 +91,13 @@ class Seat:
             self._leaving.append(self.actor)
             self._replace(reason)
 
+    def rest(self, reason: str) -> None:
+        """End the actor, whom nobody needs at present; `open` and `up` start another one."""
+        if self.actor is not None:
+            self._end(self.actor)
+            self.actor, self.reason, self._is_late = None, reason, True
+            self._note(Fault(self.what, FaultEvent.LEAVES, reason))
+
     def _replace(self, reason: str) -> None:
         self.actor, self.reason, self._lost_at = None, reason, time.monotonic()
         self._note(Fault(self.what, FaultEvent.LOST, reason))
@@ -155,6 +162,21 @@ async def answered(seat: Seat, ask: Callable[[Any], Sequence[Any]]) -> tuple[Seq
             raise
         except ActorLostError as error:
             seat.lost(actor, str(error))
+
+
+async def first_up(seats: Sequence[Seat]) -> None:
+    """Wait until the actor of one of the seats is there; raises when none comes."""
+    tasks = [asyncio.ensure_future(seat.up()) for seat in seats]
+    try:
+        pending = set(tasks)
+        while pending:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            if any(task.exception() is None for task in done):
+                return
+        raise next(error for task in tasks if (error := task.exception()) is not None)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def kill(actor: Any) -> None:

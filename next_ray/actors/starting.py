@@ -73,7 +73,9 @@ def delta_worker(
     horizon, share = config.extrapolation.horizon, delta_bundle(config)
     kind = DeltaRemote if whole is None else DenseDeltaRemote
     what = f"delta worker {index}"
-    remote = light(kind, device, what) if group is None else placed(kind, group, index, share, device, 1, what)
+    remote = (
+        light(kind, device, what, config.cluster.learner_labels) if group is None else placed(kind, group, index, share, device, 1, what)
+    )
     where = None if group is None else "cuda"
     if whole is None:
         return remote.remote(horizon, shard, where)
@@ -90,6 +92,10 @@ def placed(remote: Any, group: PlacementGroup, index: int, bundle: dict[str, flo
     )
 
 
-def light(remote: Any, device: str, what: str) -> Any:
-    """An actor that reserves nothing: its work is small or yields to the others."""
-    return remote.options(num_cpus=0, runtime_env=actor_environment(device, 1, {NAME_VARIABLE: what}))
+def light(remote: Any, device: str, what: str, labels: Mapping[str, str]) -> Any:
+    """An actor that reserves nothing: its work is small or yields to the others.
+
+    It goes where learners may be: on an engine's node it would die with a spot instance, and keep an idle one from being removed.
+    """
+    environment = actor_environment(device, 1, {NAME_VARIABLE: what})
+    return remote.options(num_cpus=0, label_selector=dict(labels) or None, runtime_env=environment)

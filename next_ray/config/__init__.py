@@ -80,6 +80,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _deterministic_runs_keep_their_engines(self) -> Config:
+        if self.rollout.release_idle_s is not None and self.run.deterministic:
+            raise ValueError(
+                f"rollout.release_idle_s={self.rollout.release_idle_s:g} and run.deterministic=true exclude each other: every batch of "
+                "a deterministic run waits for all engines. Set one of them to null or false."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batches_divide(self) -> Config:
         mini = self.learner.mini_batch_prompts
         prompts = self.rollout.prompts_per_step

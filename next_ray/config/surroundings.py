@@ -71,7 +71,7 @@ class ClusterSection(Section):
     wait_s: float = Field(default=600.0, gt=0)
     """How long to wait for resources before giving up, seconds."""
     learner_labels: dict[str, str] = Field(default_factory=dict)
-    """Node labels learners need, for example `{market: on-demand}`."""
+    """Node labels learners need, and the small actors beside them, for example `{market: on-demand}`."""
     engine_labels: dict[str, str] = Field(default_factory=dict)
     """Node labels rollout engines need, for example `{market: spot}`."""
     dashboard: bool = True

@@ -18,6 +18,11 @@ class RolloutSection(Section):
     """vLLM engines, each an actor in a placement group of its own."""
     min_engines: int | None = Field(default=None, ge=1)
     """Engines the run starts with and needs to go on; the others join as the cluster has room for them. None: all of `engines`."""
+    release_idle_s: float | None = Field(default=None, gt=0)
+    """Engines beyond min_engines that had nothing to do for so long give their places back, seconds; None: they stay.
+
+    They are asked for again with the next batch, so it pays only where updates take much longer than an engine's start.
+    """
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs (or CPU processes) one engine spans."""
     prompts_per_step: int = Field(default=64, ge=1)
@@ -53,6 +58,15 @@ class RolloutSection(Section):
             raise ValueError(
                 f"rollout.top_p={self.top_p} would bias the importance ratio: tokens outside the nucleus have probability 0 "
                 "under the sampler but not under the learner. Set it to 1."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _some_can_be_released(self) -> RolloutSection:
+        if self.release_idle_s is not None and self.min_engines in (None, self.engines):
+            raise ValueError(
+                f"rollout.release_idle_s={self.release_idle_s:g} releases nothing: all {self.engines} of rollout.engines are needed. "
+                "Set rollout.min_engines to fewer, or release_idle_s to null."
             )
         return self
 

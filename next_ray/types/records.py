@@ -93,6 +93,7 @@ class FaultEvent(StrEnum):
     LOST = "lost"
     BACK = "back"
     JOINS = "joins"
+    LEAVES = "leaves"
 
 
 @dataclass(frozen=True)

@@ -357,3 +357,57 @@ def test_batches_and_adapters_reach_an_engine_in_the_order_of_asking() -> None:
         await rollout.close()
 
     asyncio.run(go())
+
+
+def test_an_engine_beyond_the_needed_ones_rests_when_idle_and_comes_back_for_work() -> None:
+    async def go() -> None:
+        spare, faults, vacated = FakeEngine(0.001), list[Fault](), list[str]()
+        seats = seats_of([FakeEngine(0.001), FakeEngine(0.001)], [spare], faults)
+        rollout = RayRollout(seats, 1, release_idle_s=0.1, vacate=vacated.append)
+        requests = [RolloutRequest(p, 7, 0, 2) for p in make_prompts(4)]
+        await rollout.ready()
+        await seats[1].up()
+        await rollout.load({7: Ref(make_adapter(0.3))}, BASE_VERSION)
+        await asyncio.sleep(0.2)
+        assert len(rollout.engines) == 2, "who has just come is not sent away"
+        await rollout.generate(requests, SAMPLING)
+        await until(lambda: vacated == ["engine 1"])
+        assert [seat.actor is None for seat in seats] == [False, True], "the needed one stays"
+        await asyncio.sleep(0.2)
+        assert seats[1].actor is None, "nobody asks for it while there is no work"
+        await rollout.generate(requests, SAMPLING)
+        await seats[1].up()
+        await rollout.generate(requests, SAMPLING)
+        assert spare.most_at_once == 1 and spare.served == {7: pytest.approx(0.3)}
+        assert [(fault.what, fault.event) for fault in faults] == [("engine 1", FaultEvent.LEAVES), ("engine 1", FaultEvent.JOINS)]
+        await rollout.close()
+
+    asyncio.run(go())
+
+
+def test_who_works_or_is_the_last_one_does_not_rest() -> None:
+    async def go() -> None:
+        vacated = list[str]()
+        engines = [FakeEngine(0.001), FakeEngine(0.1)]
+        seats = seats_of(engines)
+        rollout = RayRollout(seats, 1, release_idle_s=0.1, vacate=vacated.append)
+        requests = [RolloutRequest(p, BASE_VERSION, 0, 2) for p in make_prompts(4)]
+        await rollout.ready()
+        await seats[1].up()
+        shards = await rollout.generate(requests, SAMPLING)  # one takes four times as long as an idle engine may stay
+        assert len(shards) == 2 and not vacated
+        engines[0].broken_at = 0
+        await rollout.generate(requests, SAMPLING)
+        await asyncio.sleep(0.3)
+        assert not vacated and seats[1].actor is not None
+        await rollout.close()
+
+    asyncio.run(go())
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if is_so():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it does not happen")
