@@ -47,6 +47,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Links as a code host understands them become links of the site."""
     here = page.file.src_uri
+    if here == "index.md":
+        page.meta["hide"] = ["navigation", "toc"]
     source = here if here in PROJECT_PAGES else f"{DOCS}/{here}"
 
     def moved(link: re.Match[str]) -> str:

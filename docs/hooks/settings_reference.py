@@ -35,31 +35,35 @@ class Part:
 def page(root: type[BaseModel], title: str, introduction: str) -> str:
     """The page of a whole tree, as Markdown."""
     own = [name for name, field in root.model_fields.items() if not _is_section(field.annotation)]
-    blocks = [f"# {title}", introduction]
+    blocks, seen = [f"# {title}", introduction], set()
     if own:
         blocks += ["## Top level", *_keys(root, "", own)]
     for name, field in root.model_fields.items():
         if _is_section(field.annotation):
-            for part in _parts(Part(f"`{name}`", f"{name}.", field.annotation, 2)):
+            for part in _parts(Part(f"`{name}`", f"{name}.", field.annotation, 2), seen):
                 blocks += [f"{'#' * part.depth} {part.title}", part.section.__doc__ or ""]
                 names = [key for key, value in part.section.model_fields.items() if not _is_section(value.annotation)]
                 blocks += _keys(part.section, part.prefix, names)
     return "\n\n".join(block.strip() for block in blocks) + "\n"
 
 
-def _parts(part: Part) -> Iterator[Part]:
-    """The section itself, then the sections within it, and the entries of its lists and choices."""
+def _parts(part: Part, seen: set[type[BaseModel]]) -> Iterator[Part]:
+    """The section itself, then the sections within it, and the entries of its lists and choices, each class once."""
+    seen.add(part.section)
     yield part
     for name, field in part.section.model_fields.items():
         place = f"{part.prefix}{name}"
         for inner in _models(field.annotation):
+            if inner in seen:
+                continue
+            kind = inner.model_fields.get("kind")
             if _is_section(field.annotation):
-                title, prefix = f"`{place}`", f"{place}."
+                named, prefix = "", f"{place}."
+            elif kind:
+                named, prefix = f" with `kind: {kind.default}`", f"{place}.{kind.default}."
             else:
-                kind = inner.model_fields.get("kind")
-                named = f"`kind: {kind.default}`" if kind else _words(inner.__name__)
-                title, prefix = f"`{place}`: {named}", f"{place}.{inner.__name__}."
-            yield from _parts(Part(title, prefix, inner, 3))
+                named, prefix = f": {_words(inner.__name__)}", f"{place}.{_words(inner.__name__).replace(' ', '-')}."
+            yield from _parts(Part(f"`{place}`{named}", prefix, inner, 3), seen)
 
 
 def _keys(section: type[BaseModel], prefix: str, names: list[str]) -> list[str]:
