@@ -79,7 +79,13 @@ def _without_comment(line: str) -> str:
     return re.sub(r"(?:^|\s)#.*$", "", line)
 
 
+def comments(job: Path) -> Block:
+    """What the comments of a job file say, as an unlabelled block."""
+    lines = [line.lstrip("# ") for line in job.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    return Block(job, 1, "", tuple(lines))
+
+
 def all_commands() -> list[Command]:
-    """Every command of every document, each text once a document."""
-    found = [command for path in DOCUMENTS for block in blocks(path) for command in commands(block)]
-    return list({str(command): command for command in found}.values())
+    """Every command of every document and job file, each text once a file."""
+    shown = [block for path in DOCUMENTS for block in blocks(path)] + [comments(job) for job in sorted((ROOT / "jobs").glob("*.yaml"))]
+    return list({str(command): command for block in shown for command in commands(block)}.values())
