@@ -10,3 +10,12 @@ LISTED = {
     r"python -m next_ray\.inspect PATH\.\.\. \[.*": "a synopsis; test_a_synopsis_names_options_that_exist reads it",
 }
 """Regular expression of the whole command to the reason."""
+
+ELSEWHERE = {
+    r"kubectl .*": "needs a Kubernetes cluster; tests/test_cluster.py validates the files",
+    r"docker .*": "needs Docker",
+    r"(ssh|aws|gcloud|helm|kind|sudo|apt-get) .*": "needs a machine or an account of somebody's",
+    r"curl .*": "asks a server that the page starts; that server's own tests ask it",
+    r"(prometheus|promtool|grafana|grafana-server|mlflow|tensorboard|wandb) .*": "another program, which its page's own tests start",
+}
+"""The same for whole programs; none of them need be in the documents."""

@@ -22,6 +22,7 @@ JOBS = {"run": Config, "warmstart": WarmstartConfig}
 """Commands that take a job file and settings."""
 WRAPPERS = re.compile(r"^(?:[A-Z_]+=\S+ )*(?:ray job submit (?:--\S+(?: [^-\s]\S*)? )*-- )?")
 """What may stand before the command: variables, and Ray's way to start it on a cluster."""
+VARIABLES = re.compile(r"^(?:[A-Z_]+=\S+ )*")
 PYTHON = re.compile(r"^(?:\S*/)?python[\d.]*$")
 
 
@@ -71,6 +72,26 @@ def entry_point(program: str) -> Any:
     assert find_spec(program) is not None, f"there is no module {program}"
     module = importlib.import_module(program)
     return module.main if hasattr(module, "main") else importlib.import_module(f"{program}.__main__").main
+
+
+def check_ray(words: Sequence[str]) -> None:
+    """Read the words of `ray ...` as its command line does, down to the last subcommand; raises AssertionError with its complaint."""
+    import click
+    from ray.scripts.scripts import cli
+
+    command: click.Command = cli
+    context: click.Context | None = None
+    name, rest = "ray", list(words)
+    try:
+        while True:
+            context = command.make_context(name, rest, parent=context)
+            if not isinstance(command, click.Group):
+                return
+            found, chosen, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+            assert chosen is not None
+            name, command = found or "", chosen
+    except click.ClickException as error:
+        raise AssertionError(f"ray {shlex.join(words)}: {error.format_message()}") from error
 
 
 def _read(parse: Any) -> Any:

@@ -19,8 +19,8 @@ from next_ray.types import CheckpointKind, LearnerState
 from tests.checkpoints.test_store_run import adapter
 from tests.commands.trajectories import write_run
 from tests.docs.blocks import ROOT, Block, Command, all_commands, commands
-from tests.docs.listed import LISTED
-from tests.docs.parsing import check, own_command
+from tests.docs.listed import ELSEWHERE, LISTED
+from tests.docs.parsing import VARIABLES, check, check_ray, own_command
 
 COMMANDS = all_commands()
 TARGET = re.compile(r"^make(?: [A-Z]+=(?:\"[^\"]*\"|\S+)| [a-z-]+)*$")
@@ -48,17 +48,27 @@ RUNNABLE = [command for command in COMMANDS if runs_here(command)]
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
 def test_a_command_is_read_by_its_program(command: Command) -> None:
-    listed = [reason for pattern, reason in LISTED.items() if re.fullmatch(pattern, command.text)]
-    if listed:
+    check_files(command.text)
+    if any(re.fullmatch(pattern, command.text) for pattern in LISTED | ELSEWHERE):
         return
     if command.text.startswith("make"):
         check_make(command.text)
         return
+    is_rays = VARIABLES.sub("", command.text).startswith("ray ")
+    if is_rays:
+        check_ray(shlex.split(VARIABLES.sub("", command.text))[1:])
     own = own_command(command.text)
-    assert own is not None, (
+    assert own is not None or is_rays, (
         f"{command.block.place}: nobody checks {command.text!r}. Let it run here (runs_here), or list it with a reason (listed.py)."
     )
-    check(*own)
+    if own is not None:
+        check(*own)
+
+
+def check_files(text: str) -> None:
+    """Files of the repository that a command names are there."""
+    named = re.findall(r"(?<![\w/.-])(?:(?:jobs|docs|tests|requirements)/[\w./-]+|cluster\.yaml)", text)
+    assert all((ROOT / name).exists() for name in named), text
 
 
 def check_make(text: str) -> None:
@@ -138,13 +148,16 @@ def test_a_synopsis_names_options_that_exist() -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ("python -m next_ray.run jobs/nowhere.yaml", "does not exist"),
+        ("python -m next_ray.run nowhere.yaml", "does not exist"),
         ("python -m next_ray.run run.stepz=3", "stepz"),
         ("python -m next_ray.run --dry-runn", "dry-runn"),
         ("python -m next_ray.nothing x", "no module"),
         ("ray job submit --working-dir . -- python -m next_ray.run jobs/tiny.yaml a.b=1", "unknown key a"),
         ("python -m next_ray.extrapolate x --methods two-point", "methods"),
         ("make nothing", "nothing"),
+        ("kubectl apply -f jobs/nowhere/rayjob.yaml", "nowhere"),
+        ("RAY_AUTH_MODE=token ray start --haed", "haed"),
+        ("ray job sbumit -- true", "sbumit"),
         ("frobnicate --all", "nobody checks"),
     ],
 )
