@@ -8,7 +8,9 @@ import re
 import shlex
 import tomllib
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from importlib.util import find_spec
+from io import StringIO
 from typing import Any
 from unittest import mock
 
@@ -23,6 +25,8 @@ JOBS = {"run": Config, "warmstart": WarmstartConfig}
 WRAPPERS = re.compile(r"^(?:[A-Z_]+=\S+ )*(?:ray job submit (?:--\S+(?: [^-\s]\S*)? )*-- )?")
 """What may stand before the command: variables, and Ray's way to start it on a cluster."""
 VARIABLES = re.compile(r"^(?:[A-Z_]+=\S+ )*")
+REDIRECTED = re.compile(r"\s(?:\d?>>?|\|)\s.*$")
+"""Where the output goes is the shell's affair."""
 PYTHON = re.compile(r"^(?:\S*/)?python[\d.]*$")
 
 
@@ -35,7 +39,7 @@ class Read(BaseException):
 
 def own_command(text: str) -> tuple[str, list[str]] | None:
     """(`next_ray.run`, its words) of `python -m next_ray.run ...`; ("next-ray", words) of the script; None: another program."""
-    words = shlex.split(WRAPPERS.sub("", text, count=1))
+    words = shlex.split(REDIRECTED.sub("", WRAPPERS.sub("", text, count=1)))
     if len(words) > 2 and PYTHON.match(words[0]) and words[1] == "-m" and words[2].partition(".")[0] == "next_ray":
         return words[2], words[3:]
     return ("next-ray", words[1:]) if words[:1] == ["next-ray"] else None
@@ -47,12 +51,14 @@ def check(program: str, words: Sequence[str]) -> argparse.Namespace:
     with (
         mock.patch.object(argparse.ArgumentParser, "parse_args", _read(argparse.ArgumentParser.parse_args)),
         mock.patch.object(argparse.ArgumentParser, "parse_intermixed_args", _read(argparse.ArgumentParser.parse_intermixed_args)),
-        mock.patch.object(argparse.ArgumentParser, "error", _complain),
+        redirect_stderr(StringIO()) as complaint,
     ):
         try:
             entry(list(words))
         except Read as read:
             arguments = read.arguments
+        except SystemExit as end:
+            raise AssertionError(f"{program} {shlex.join(words)}: {complaint.getvalue()}") from end
         else:
             raise AssertionError(f"{program} did not read its words with argparse")
     name = program.rpartition(".")[2] if program != "next-ray" else words[0]
@@ -99,7 +105,3 @@ def _read(parse: Any) -> Any:
         raise Read(parse(parser, *arguments, **named))
 
     return reading
-
-
-def _complain(parser: argparse.ArgumentParser, message: str) -> None:
-    raise AssertionError(f"{parser.prog}: {message}")
