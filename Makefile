@@ -2,6 +2,7 @@
 # make lint   ruff and basedpyright only                            make bench  the benchmarks of docs/benchmarks.md
 # make lock   pin the requirement files anew                        make clean  remove .venv, caches and outputs
 # make audit  known vulnerabilities of the pins                     make chaos  runs that are hurt on purpose
+# make docs   the documentation site, in build/site
 # Variables: PYTHON (3.11 or newer), ARGS (for run, bench and chaos), TESTS (for test), VENV.
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export VLLM_NO_USAGE_STATS ?= 1
 export DO_NOT_TRACK ?= 1
 
-.PHONY: run test chaos lint format audit bench lock defaults clean
+.PHONY: run test chaos docs lint format audit bench lock defaults clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.cpu.stamp
@@ -34,6 +35,11 @@ test: lint $(VENV)/.ray-test-token
 # Runs of tiny that are hurt on purpose, and whether their books balance; docs/reliability.md has the figures.
 chaos: $(VENV)/.dev.stamp
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+# Pages, settings and Python API; a link or anchor that leads nowhere is an error.
+docs: $(VENV)/.dev.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "the site is in build/site; open build/site/index.html"
 
 lint: $(VENV)/.dev.stamp
 	$(BIN)/ruff check .

@@ -24,7 +24,7 @@ class Comparison:
 
 
 def compare(first: Matrix, second: Matrix, seed: int) -> Comparison:
-    """Compare rewards [P][S] and [P][S'] of the same prompts in the same order.
+    """Compare rewards `[P][S]` and `[P][S']` of the same prompts in the same order.
 
     The test flips the signs of the per-prompt differences (exact up to 13 prompts); taking the larger of both directions makes the p-value
     two-sided. Raises ValueError for matrices that are malformed or of different prompts.

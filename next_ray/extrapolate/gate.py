@@ -31,14 +31,14 @@ Matrix = Sequence[Sequence[float]] | np.ndarray
 def decide(baseline: Matrix, candidates: Mapping[str, Matrix], cfg: GateSection, seed: int) -> GateDecision:
     """Accept the best candidate that a one-sided paired test, corrected for their number, says is better than the baseline.
 
-    The test flips the signs of the per-prompt differences of mean accuracy d [P]; the statistic sum(d) / sqrt(sum(d^2)) is
+    The test flips the signs of the per-prompt differences of mean accuracy d `[P]`; the statistic sum(d) / sqrt(sum(d^2)) is
     compared with the largest over all candidates under the same flips (Westfall and Young 1993, max-T), so `level` bounds the
     chance to accept anything when nothing is better. Accepted: adjusted p <= cfg.level, gain > 0 and gain >= cfg.min_gain; of
     several the largest gain, then the smallest p, then the first named. With cfg.kind "none", cfg.fixed is taken untested.
 
     Args:
-        baseline: rewards [P][S] of the last checkpoint.
-        candidates: name to rewards [P][S'], the same prompts in the same order.
+        baseline: rewards `[P][S]` of the last checkpoint.
+        candidates: name to rewards `[P][S']`, the same prompts in the same order.
         cfg: the gate's settings.
         seed: seed of the sign flips; the same input and seed give the same decision.
 
