@@ -8,7 +8,7 @@ import sys
 
 import benchmarks
 
-HELPERS = {"__main__", "grpo_runs", "rows", "shapes", "trajectories", "watched"}
+HELPERS = {"__main__", "calibration", "grpo_runs", "rows", "shapes", "toy_engines", "trajectories", "watched"}
 
 
 def main() -> int:
