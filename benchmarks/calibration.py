@@ -9,14 +9,13 @@ import numpy as np
 from scipy.optimize import nnls
 
 from next_ray.config import Config
-from next_ray.delta.sharding import module_cost
-from next_ray.model_facts import ModelFacts
+from next_ray.model_facts import ModelFacts, facts_of
 from next_ray.planning.devices import DEVICES, Device
 from next_ray.planning.rates import Rates
-from next_ray.planning.steps import Layout, Plan, plan
+from next_ray.planning.steps import Layout, Plan, delta_s, plan
 from next_ray.planning.workload import Workload
 
-PHASES = ("rollout", "update", "delta")
+PHASES = ("rollout", "update")
 SAMPLING = ("decode", "token_s", "layer_token_s", "sequence_token_s")
 UPDATING = ("update", "update_s", "layer_s")
 """Rates that are fitted, the share of the arithmetic first: its inverse is what a time grows with."""
@@ -56,16 +55,36 @@ def _solve(runs: Sequence[Observed], device: Device, rates: Rates, names: Sequen
     return {share: float(1 / max(solution[0], 1e-12)), **dict(zip(seconds, map(float, solution[1:]), strict=True))}
 
 
-def delta_unit_s(runs: Sequence[Observed]) -> tuple[float, float]:
-    """Seconds for a module and for a unit of `module_cost`, likewise."""
+Delta = Sequence[tuple[str, Config, float]]
+"""Settings by name, with the measured seconds of their triplets."""
+
+
+def delta_fitted(runs: Delta) -> list[float]:
+    """`DELTA_MODULE_S`, `DELTA_CORE_S` and `DELTA_FEATURE_S`, likewise."""
     rows = []
-    for run in runs:
-        lora = run.config.learner.lora
-        shapes = run.facts.targeted(lora.target_modules)
-        units = sum(s.count * module_cost(s.out_features, s.in_features, lora.rank) for s in shapes)
-        rows.append(np.array([sum(s.count for s in shapes), units]) / run.seconds["delta"])
-    solution, _ = nnls(np.array(rows), np.ones(len(runs)))
-    return float(solution[0]), float(solution[1])
+    for _, config, seconds in runs:
+        lora, facts = config.learner.lora, known(config)
+        shapes = facts.targeted(lora.target_modules)
+        modules, factors = sum(s.count for s in shapes), facts.lora_parameters(lora.rank, lora.target_modules)
+        rows.append(np.array([modules, modules * lora.rank**3, factors]) / seconds)
+    return nnls(np.array(rows), np.ones(len(rows)))[0].tolist()
+
+
+def delta_table(runs: Delta) -> list[str]:
+    """A line a setting in Markdown."""
+    lines = ["| model, rank | measured | planned | off by |", "|---|---|---|---|"]
+    for name, config, seconds in runs:
+        alone = config.extrapolation.model_copy(update={"delta_workers": 1})
+        planned = delta_s(config.model_copy(update={"extrapolation": alone}), known(config))
+        lines.append(f"| {name} | {seconds:.3g} s | {planned:.3g} s | {planned / seconds - 1:+.0%} |")
+    return lines
+
+
+def known(config: Config) -> ModelFacts:
+    """The model's shapes, which are in the table."""
+    facts = facts_of(config.model)
+    assert facts is not None
+    return facts
 
 
 def table(runs: Sequence[Observed], device: Device = DEVICES["cpu"]) -> list[str]:

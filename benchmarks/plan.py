@@ -17,10 +17,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
 
-from benchmarks.calibration import Observed, delta_unit_s, fitted, table
+import numpy as np
+
+from benchmarks.calibration import Observed, delta_fitted, delta_table, fitted, known, table
 from next_ray.config import Config
 from next_ray.data.prepare import load_splits
-from next_ray.model_facts import facts_of
+from next_ray.delta.window import DeltaWindow
 from next_ray.planning.devices import DEVICES
 from next_ray.planning.workload import Workload
 from next_ray.precision import resolve_dtypes
@@ -29,6 +31,7 @@ from next_ray.types import Group, GroupSize, LoraFactors, Ref, RolloutRequest, S
 
 T = TypeVar("T")
 SMOL = "jobs/smollm2-135m.yaml"
+QWEN = "jobs/qwen2.5-1.5b-next.yaml"
 SHARED = ("rollout.threads=1", "learner.threads=1", "rollout.kv_cache_gib=1")
 WORDY = "data.train.question='What is {a} {op} {b}? Explain it in a sentence, then say the number.'"
 REPETITIONS = 2
@@ -60,13 +63,26 @@ CHECK = {
     "smollm2-12x4-rank-8": Setting(SMOL, _sized(12, 4, 8, "rollout.max_response_tokens=8")),
 }
 
+DELTA_CALIBRATION = {"tiny, 16": Setting(None, ()), "SmolLM2-135M, 16": Setting(SMOL, ()), "Qwen2.5-1.5B, 64": Setting(QWEN, ())}
+DELTA_CHECK = {
+    "tiny, 8": Setting(None, ("learner.lora.rank=8",)),
+    "tiny, 32": Setting(None, ("learner.lora.rank=32",)),
+    "SmolLM2-135M, 8": Setting(SMOL, ("learner.lora.rank=8",)),
+    "SmolLM2-135M, 32": Setting(SMOL, ("learner.lora.rank=32",)),
+    "Qwen2.5-1.5B, 16": Setting(QWEN, ("learner.lora.rank=16",)),
+}
+
 
 def main(argv: list[str]) -> int:
     """Measure what is missing; then print constants and tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks plan", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("outputs/bench-plan"))
     parser.add_argument("--only", choices=[*CALIBRATION, *CHECK], nargs="+", help="measure these and print nothing")
+    parser.add_argument("--deltas", action="store_true", help="the triplets instead, which need neither engine nor learner")
     arguments = parser.parse_args(argv)
+    if arguments.deltas:
+        report_deltas()
+        return 0
     arguments.folder.mkdir(parents=True, exist_ok=True)
     for name, setting in (CALIBRATION | CHECK).items():
         file = arguments.folder / f"{name}.json"
@@ -94,21 +110,30 @@ def report(folder: Path) -> None:
 
     calibration, check = read(CALIBRATION), read(CHECK)
     print("fitted:", fitted(calibration, DEVICES["cpu"]))
-    print("fitted: DELTA_MODULE_S, DELTA_UNIT_S =", *(f"{value:.3g}" for value in delta_unit_s(calibration)))
     print("\nwhat the constants were taken from", *table(calibration), sep="\n")
     print("\nother settings", *table(check), sep="\n")
 
 
+def report_deltas() -> None:
+    """Measure triplets, which takes a minute, and print likewise."""
+
+    def timed_deltas(settings: dict[str, Setting]) -> list[tuple[str, Config, float]]:
+        configs = {name: config_of(setting) for name, setting in settings.items()}
+        return [(name, config, delta_seconds(config)) for name, config in configs.items()]
+
+    calibration, check = timed_deltas(DELTA_CALIBRATION), timed_deltas(DELTA_CHECK)
+    print("fitted: DELTA_MODULE_S, DELTA_CORE_S, DELTA_FEATURE_S =", *(f"{value:.3g}" for value in delta_fitted(calibration)))
+    print("\nwhat they were taken from", *delta_table(calibration), sep="\n")
+    print("\nother settings", *delta_table(check), sep="\n")
+
+
 def _observed(name: str, config: Config, found: dict[str, Any]) -> Observed:
-    facts = facts_of(config.model)
-    assert facts is not None
-    return Observed(name, config, facts, Workload(**found["work"]), found["seconds"])
+    return Observed(name, config, known(config), Workload(**found["work"]), found["seconds"])
 
 
 def measure(config: Config) -> dict[str, Any]:
     """Processor seconds of every stage for one batch, and what the batch was like."""
     from next_ray.actors.launch import engine_spec, learner_spec
-    from next_ray.delta.window import DeltaWindow
     from next_ray.learn.deepspeed_learner import DeepSpeedLearner
     from next_ray.models.resolve import prepare_model
     from next_ray.rollout.engine import VllmEngine
@@ -141,16 +166,30 @@ def measure(config: Config) -> dict[str, Any]:
     with DeepSpeedLearner(learner_spec(config, model, "cpu")) as learner:
         seconds["update"], _ = timed(lambda: learner.update(plan, [groups]))
         seconds["snapshot"], _ = timed(learner.snapshot)
+    return {"seconds": seconds, "work": asdict(work_of(groups, config))}
+
+
+def delta_seconds(config: Config) -> float:
+    """Processor seconds for the triplets of one checkpoint in a window that is full, from random factors of the model's shapes."""
+    facts, rank = known(config), config.learner.lora.rank
+    draw = np.random.default_rng(0)
+    shapes = [(f"{i}.{s.name}", s) for s in facts.targeted(config.learner.lora.target_modules) for i in range(s.count)]
     window, indices = DeltaWindow(2), iter(range(1, 100))
 
     def observe() -> None:
         index = next(indices)
-        window.observe(index, index, {name: LoraFactors(f.a + 0.01 * index, f.b * index, f.scale) for name, f in adapter.items()})
+        factors = {
+            name: LoraFactors(draw.standard_normal((rank, s.in_features), "f4"), draw.standard_normal((s.out_features, rank), "f4"), 1.0)
+            for name, s in shapes
+        }
+        started = time.process_time()
+        window.observe(index, index, factors)
+        spent.append(time.process_time() - started)
 
-    observe()
-    observe()  # the window is full then
-    seconds["delta"], _ = timed(observe)
-    return {"seconds": seconds, "work": asdict(work_of(groups, config))}
+    spent: list[float] = []
+    for _ in range(REPETITIONS + 3):
+        observe()
+    return min(spent[3:])
 
 
 def timed(what: Callable[[], T]) -> tuple[float, T]:

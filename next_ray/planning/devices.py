@@ -18,12 +18,14 @@ NETWORK_BYTES_PER_S = 25 * GIGA
 NODE_BYTES_PER_S = 12.5 * GIGA
 """Assumed: what Ray's object store gets through between two nodes (100 Gbit/s)."""
 
+CORE = "measured: a core of an AMD EPYC with AVX512-BF16"
+
 
 @dataclass(frozen=True)
 class Device:
     """One accelerator, or one CPU core.
 
-    `flops_per_s` are dense bfloat16 (of a core: float32, measured), `link_bytes_per_s` go in one direction to the other devices of the
+    `flops_per_s` are dense bfloat16, `link_bytes_per_s` go in one direction to the other devices of the
     node. `price_per_hour` is US dollars: a round placeholder unless the user gave it.
     """
 
@@ -60,7 +62,9 @@ DEVICES = {
         _gpu("B200", 2250, 180, 7700, 900, 6.5, "NVIDIA HGX B200 data sheet, without sparsity"),
         _gpu("L4", 121, 24, 300, 32, 0.8, "NVIDIA L4 data sheet, without sparsity, PCIe"),
         _gpu("L40S", 362, 48, 864, 32, 1.5, "NVIDIA L40S data sheet, without sparsity, PCIe"),
-        Device("CPU", 71 * GIGA, 12 * 2**30, 10 * GIGA, 10 * GIGA, 0.05, "a core of machine E, float32, measured", CPU, is_gpu=False),
+        Device(
+            "CPU", 400 * GIGA, 12 * GIGA, 24 * GIGA, 24 * GIGA, 0.05, "measured: a core of an AMD EPYC with AVX512-BF16", CPU, is_gpu=False
+        ),
     )
 }
 """By name in lower case. NVIDIA states tensor cores with sparsity, twice these numbers; links are half of the two-way figure."""

@@ -1,4 +1,4 @@
-"""How much of a device the stages make use of, and what they take beside it: measured on CPU, assumed for GPUs.
+"""How much of a device the stages make use of, and what they take beside it: measured on CPU, as far as tiny shows it, assumed for GPUs.
 
 `python -m benchmarks plan` measures the CPU's; docs/planning.md says on which runs, and how far the planner is off on others.
 """
@@ -9,14 +9,16 @@ from dataclasses import dataclass
 
 VERIFIED_PER_S = 5000.0
 """Measured: short answers that one verifier process judges in a second (docs/benchmarks.md)."""
-DRIVER_S = 0.01
-"""Measured: what the driver takes for a step with one engine."""
-DRIVER_ENGINE_S = 0.0005
-"""Measured: what it takes for each further engine (`python -m benchmarks controller`)."""
-DELTA_MODULE_S = 1e-4
-"""Measured: what the triplets of one module take on a core whatever its size."""
-DELTA_UNIT_S = 1e-10
-"""Measured: seconds of a core for a unit of `delta.sharding.module_cost`."""
+DRIVER_S = 0.007
+"""Measured: what the driver takes for a step with one engine, on a busy machine."""
+DRIVER_ENGINE_S = 0.0015
+"""Measured up to 100 engines: its processor time for each further one (`python -m benchmarks controller`)."""
+DELTA_MODULE_S = 4.35e-4
+"""Measured: what the triplets of one module of a checkpoint take on a core whatever its size."""
+DELTA_CORE_S = 3.6e-8
+"""Measured: what they take for each entry of a cube of side R."""
+DELTA_FEATURE_S = 1.8e-8
+"""Measured: what they take for each entry of the factors, (O + I) R."""
 DENSE_UNIT_S = 2e-9
 """Measured: seconds of a core for an entry of a full matrix (docs/benchmarks.md, dense deltas)."""
 STORE_BYTES_PER_S = 150 * 10**6
@@ -57,20 +59,23 @@ class Rates:
 
 
 CPU = Rates(
-    decode=0.6,
+    decode=1.0,
     bandwidth=0.8,
-    prefill=0.6,
-    update=0.6,
-    token_s=0.002,
-    layer_token_s=0.0005,
-    sequence_token_s=0.0001,
-    update_s=0.02,
-    layer_s=0.002,
+    prefill=1.0,
+    update=0.314,
+    token_s=0.0,
+    layer_token_s=4.9e-4,
+    sequence_token_s=7.2e-5,
+    update_s=0.0,
+    layer_s=4.65e-3,
     copy_bytes_per_s=1e9,
     load_s=0.008,
     snapshot_s=0.01,
 )
-"""Measured on one core of machine E by `python -m benchmarks plan`."""
+"""A core of an AMD EPYC with AVX512-BF16, measured on tiny alone.
+
+`decode`, `prefill`, `bandwidth` and `copy_bytes_per_s`, which tiny cannot show, are assumed.
+"""
 
 GPU = Rates(
     decode=0.4,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil, log2
+from math import ceil, inf, log2
 
 from next_ray import estimate
 from next_ray.config import Config
-from next_ray.delta.sharding import dense_cost, module_cost
+from next_ray.delta.sharding import dense_cost
 from next_ray.model_facts import ModelFacts
 from next_ray.planning import rates
 from next_ray.planning.devices import DEVICES_PER_NODE, NODE_BYTES_PER_S, Device
@@ -172,26 +172,20 @@ def _beside(config: Config, facts: ModelFacts, layout: Layout) -> tuple[Phase, .
 
 def _judging(engine: EngineModel, layout: Layout, work: Workload) -> tuple[Phase, ...]:
     """What samples outside of training, spread over the run's steps: attempts to jump, and evaluations on the way."""
-    config, times, steps = engine.config, estimate.run_schedule(engine.config), engine.config.run.steps
+    config, times = engine.config, estimate.run_schedule(engine.config)
 
-    def phase(name: str, completions: int, samples: int, often: int) -> Phase:
+    def phase(name: str, completions: int, samples: int, per_step: float) -> Phase:
         found = engine.sample_s(ceil(ceil(completions / samples) / layout.engines), samples, work)
-        return Phase(name, found.seconds + _judged_s(config, completions), often / steps if completions else 0, True, found.bound)
+        return Phase(name, found.seconds + _judged_s(config, completions), per_step if completions else 0, True, found.bound)
 
     return (
-        phase("gate", times.gate_completions, config.extrapolation.gate.samples, len(times.jump_steps)),
-        phase("evaluation", times.evaluation_completions, config.evaluation.samples, _evaluations(config)),
+        phase("gate", times.gate_completions, config.extrapolation.gate.samples, len(times.jump_steps) / config.run.steps),
+        phase("evaluation", times.evaluation_completions, config.evaluation.samples, 1 / (config.evaluation.every_steps or inf)),
     )
 
 
 def _judged_s(config: Config, completions: int) -> float:
     return completions / (rates.VERIFIED_PER_S * config.reward.actors * config.reward.workers)
-
-
-def _evaluations(config: Config) -> int:
-    """Evaluations on the way; the final one, of up to four models, is not training's."""
-    every = config.evaluation.every_steps
-    return (config.run.steps - 1) // every if every else 0
 
 
 def _step_s(config: Config, phases: tuple[Phase, ...]) -> float:
@@ -234,11 +228,12 @@ def _snapshot_s(config: Config, facts: ModelFacts, layout: Layout) -> float:
 
 def delta_s(config: Config, facts: ModelFacts) -> float:
     """Triplets of one checkpoint over the delta workers, a core each. For full weights: reading and products of every matrix."""
-    lora = config.learner.lora
-    shapes = facts.targeted(lora.target_modules if _is_lora(config) else "all-linear")
-    if _is_lora(config):
-        units = sum(shape.count * module_cost(shape.out_features, shape.in_features, lora.rank) for shape in shapes)
-        seconds = units * rates.DELTA_UNIT_S
-    else:
-        seconds = sum(shape.count * dense_cost(shape.out_features, shape.in_features, 1) for shape in shapes) * rates.DENSE_UNIT_S
-    return (seconds + sum(shape.count for shape in shapes) * rates.DELTA_MODULE_S) / config.extrapolation.delta_workers
+    lora, seconds = config.learner.lora, 0.0
+    for shape in facts.targeted(lora.target_modules if _is_lora(config) else "all-linear"):
+        if _is_lora(config):
+            factors = (shape.out_features + shape.in_features) * lora.rank
+            one = rates.DELTA_MODULE_S + rates.DELTA_CORE_S * lora.rank**3 + rates.DELTA_FEATURE_S * factors
+        else:
+            one = rates.DELTA_MODULE_S + rates.DENSE_UNIT_S * dense_cost(shape.out_features, shape.in_features, 1)
+        seconds += shape.count * one
+    return seconds / config.extrapolation.delta_workers

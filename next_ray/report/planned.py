@@ -130,7 +130,7 @@ def _grounds(pools: Sequence[Pool], work: Workload, said: Collection[str]) -> Re
         + (
             "shares of these figures that engines and learners reach on GPUs are assumed; nothing was measured on a GPU"
             if is_gpu
-            else "measured on one core; docs/planning.md says how far off they were on other runs"
+            else "of one core, measured on tiny alone and in part assumed; docs/planning.md says what, and how far off they were"
         ),
         "measured: verifiers, driver, delta workers and the store, on CPU",
     ]
@@ -146,8 +146,8 @@ def duration(seconds: float) -> str:
 
 
 def _dollars(amount: float) -> str:
-    return f"${amount:,.2f}" if amount < 100 else f"${amount:,.0f}"
+    return f"${amount:,.0f}" if amount >= 100 else f"${amount:,.2f}" if amount >= 1 else f"${amount:.4f}"
 
 
 def _gib(num_bytes: float) -> str:
-    return f"{num_bytes / 2**30:,.1f}" if num_bytes >= 2**30 else f"{num_bytes / 2**30:,.3f}"
+    return f"{num_bytes / 2**30:,.1f}" if num_bytes >= 2**30 else f"{num_bytes / 2**30:,.4f}"
