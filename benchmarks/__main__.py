@@ -8,7 +8,7 @@ import sys
 
 import benchmarks
 
-HELPERS = {"__main__", "grpo_runs", "rows", "shapes", "stored_runs", "trajectories", "watched"}
+HELPERS = {"__main__", "calibration", "grpo_runs", "rows", "shapes", "stored_runs", "toy_engines", "trajectories", "watched"}
 
 
 def main() -> int:

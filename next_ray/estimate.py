@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from next_ray.config import Config
-from next_ray.delta.factors import GRAM_BATCH_BYTES
+from next_ray.delta.sharding import GRAM_BATCH_BYTES
 from next_ray.extrapolate.screening import num_evaluations
 from next_ray.model_facts import ModelFacts
 from next_ray.progress import Progress, Schedule
@@ -20,6 +20,11 @@ FULL_PROBE_RANK = 8
 """Rank of the random adapter with which the start-up probe moves full weights; candidates beside them have rank 1."""
 
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+def width_of(dtype: str) -> int:
+    """Bytes of a number in a format that has been decided (`precision.resolve_dtypes`)."""
+    return _BYTES[dtype]
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ def engine_memory(config: Config, facts: ModelFacts, *, on_gpu: bool) -> tuple[M
     On CPU the cache is the configured size; on GPU vLLM takes all that `gpu_memory_utilization` leaves, so the least it needs is
     given: one full sequence. Workspace and CUDA graphs are not included.
     """
-    rollout, width = config.rollout, _BYTES[config.rollout.dtype]
+    rollout, width = config.rollout, width_of(config.rollout.dtype)
     spans = rollout.tensor_parallel_size
     adapters = adapter_slots(config)
     slot = facts.lora_parameters(lora_slot_rank(config), config.learner.lora.target_modules) * width
@@ -201,7 +206,7 @@ def kv_bytes_per_token(facts: ModelFacts, width: int) -> int:
 
 def learner_memory(config: Config, facts: ModelFacts) -> tuple[Memory, ...]:
     """Memory of one learner rank; ZeRO 1 divides masters and moments by the ranks, 2 gradients too, 3 weights too."""
-    learner, width = config.learner, _BYTES[config.learner.dtype]
+    learner, width = config.learner, width_of(config.learner.dtype)
     shares = [learner.ranks if learner.zero_stage >= stage else 1 for stage in (1, 2, 3)]
     return (
         *(_full_memory(config, facts, shares) if learner.mode == "full" else _adapter_memory(config, facts, shares)),
@@ -211,7 +216,7 @@ def learner_memory(config: Config, facts: ModelFacts) -> tuple[Memory, ...]:
 
 
 def _adapter_memory(config: Config, facts: ModelFacts, shares: Sequence[int]) -> tuple[Memory, ...]:
-    learner, width = config.learner, _BYTES[config.learner.dtype]
+    learner, width = config.learner, width_of(config.learner.dtype)
     adapter = facts.lora_parameters(learner.lora.rank, learner.lora.target_modules)
     return (
         Memory("base weights, frozen", facts.num_parameters * width / shares[2]),
@@ -223,7 +228,7 @@ def _adapter_memory(config: Config, facts: ModelFacts, shares: Sequence[int]) ->
 
 def _full_memory(config: Config, facts: ModelFacts, shares: Sequence[int]) -> tuple[Memory, ...]:
     """In float32 the weights are their own masters at stage 0."""
-    learner, width, num = config.learner, _BYTES[config.learner.dtype], facts.num_parameters
+    learner, width, num = config.learner, width_of(config.learner.dtype), facts.num_parameters
     own_masters = learner.dtype == "float32" and learner.zero_stage == 0
     reference = (Memory("frozen base weights for the KL term", num * width),) if config.algorithm.kl_coef > 0 else ()
     return (
@@ -260,7 +265,7 @@ def activation_bytes_per_token(config: Config, facts: ModelFacts) -> float:
     A layer keeps two norms (input and output, one of them in float32), queries, keys, values, the attention's output, the inputs of
     each adapter and the four inner tensors of a gated MLP. With gradient checkpointing: every layer's input, and one whole layer.
     """
-    width, rank = _BYTES[config.learner.dtype], config.learner.lora.rank
+    width, rank = width_of(config.learner.dtype), config.learner.lora.rank
     per_layer = facts.hidden_size * (8 * width + 2 * 4) + (3 * facts.kv_size + 4 * facts.intermediate_size) * width + 7 * rank * width
     if config.learner.gradient_checkpointing:
         return facts.num_layers * facts.hidden_size * width + per_layer

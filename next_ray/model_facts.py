@@ -37,9 +37,25 @@ class ModelFacts:
     num_layers: int
     hidden_size: int
     intermediate_size: int
+    num_heads: int
     kv_size: int
     vocab_size: int
     linears: tuple[LinearShape, ...]
+
+    @property
+    def linear_parameters(self) -> int:
+        """Parameters of all linear layers but the output head."""
+        return sum(s.count * s.out_features * s.in_features for s in self.linears)
+
+    @property
+    def head_parameters(self) -> int:
+        """Parameters of the output head, tied or not."""
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def query_size(self) -> int:
+        """Features of the queries of a layer, all heads."""
+        return next(s.out_features for s in self.linears if s.name == "q_proj")
 
     def lora_parameters(self, rank: int, target_modules: str | list[str] = "all-linear") -> int:
         """Parameters of an adapter of `rank` on the targeted linear layers: sum of R * (O + I)."""
@@ -79,6 +95,7 @@ def facts_from_config(name: str, config: Mapping[str, Any]) -> ModelFacts | None
         num_layers=layers,
         hidden_size=hidden,
         intermediate_size=inner,
+        num_heads=heads,
         kv_size=kv,
         vocab_size=vocab,
         linears=linears,
@@ -139,4 +156,6 @@ _KNOWN: dict[str, dict[str, Any]] = {
     "qwen/qwen2.5-3b-instruct": _qwen(2048, 11008, 36, 16, 2, 151936, tied=True),
     "qwen/qwen2.5-7b-instruct": _qwen(3584, 18944, 28, 28, 4, 152064, tied=False),
     "qwen/qwen2.5-14b-instruct": _qwen(5120, 13824, 48, 40, 8, 152064, tied=False),
+    "qwen/qwen2.5-32b-instruct": _qwen(5120, 27648, 64, 40, 8, 152064, tied=False),
+    "qwen/qwen2.5-72b-instruct": _qwen(8192, 29568, 80, 64, 8, 152064, tied=False),
 }

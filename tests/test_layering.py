@@ -59,6 +59,7 @@ PURE = {
     "learn.schedule",
     "learn.sharing",
     "model_facts",
+    "planning",
     "precision",
     "predict",
     "progress",
@@ -75,7 +76,7 @@ PURE = {
 STAGES = {"checkpoints", "data", "inspect", "learn", "models", "report", "reward", "rollout", "store"}
 LOOP = {"feed", "jump", "loop", "nonfinite", "rollback", "serving", "stopping"}
 ACTORS = {"actors"}
-ENTRY_POINTS = {"commands", "course", "export", "integrations", "run", "warmstart"}
+ENTRY_POINTS = {"commands", "course", "export", "integrations", "plan", "run", "warmstart"}
 
 HOMES = {
     "aiohttp": {"store"},

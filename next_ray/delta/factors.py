@@ -11,13 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from next_ray.delta.sharding import GRAM_BATCH_BYTES
 from next_ray.types import LoraFactors, Triplet
 
 GRAM_TOLERANCE = 1e-9
 """Relative residual above which the Gram path hands a module to the QR path."""
-
-GRAM_BATCH_BYTES = 256 * 2**20
-"""Float64 factors that one Gram batch may hold."""
 
 FLAT = 1e-300
 """Below this a delta counts as zero: it has no direction."""

@@ -1,4 +1,4 @@
-"""Which delta worker takes which modules."""
+"""What triplets cost, and which delta worker takes which modules. Without numpy: estimates read it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from next_ray.types import CheckpointTriplets
 
 CORE_SHARE = 25
 """Measured at rank 64 with 15 checkpoints and one thread; `python -m benchmarks sharding` reports how well it holds."""
+
+GRAM_BATCH_BYTES = 256 * 2**20
+"""Float64 factors that one Gram batch may hold."""
 
 MULTIFIT_ROUNDS = 12
 """Halvings of the interval in which the makespan is sought."""

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from next_ray.delta.factors import GRAM_BATCH_BYTES, difference, from_base, spectra
+from next_ray.delta.factors import difference, from_base, spectra
 from next_ray.delta.gauge import align
+from next_ray.delta.sharding import GRAM_BATCH_BYTES
 from next_ray.delta.trajectory_triplets import factor_triplets
 from next_ray.errors import ExtrapolationError
 from next_ray.types import Adapter, CheckpointTriplets, LoraFactors, ModuleTriplets, Triplet
