@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import secrets
 import shlex
 import sys
 import time
@@ -27,6 +26,7 @@ from next_ray.precision import resolve_dtypes
 from next_ray.progress import Progress, progress_at
 from next_ray.report.dry_run import dry_run
 from next_ray.report.report import Report, Reporters
+from next_ray.secret_file import kept_secret
 from next_ray.settings import load_config
 from next_ray.store.checkpoints import CheckpointStore
 from next_ray.store.lease import Lease
@@ -92,13 +92,7 @@ def protect_embedded_ray(folder: Path) -> None:
     if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
         return
     token = folder / "ray_auth_token"
-    if not token.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / f".ray_auth_token.{os.getpid()}"
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32))
-        draft.replace(token)
+    kept_secret(token)
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
 
 

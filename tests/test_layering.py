@@ -25,6 +25,7 @@ PURE = {
     "clock",
     "data.boxed",
     "data.formats",
+    "data.jinja",
     "data.prompts",
     "data.splits",
     "data.stream",
@@ -57,11 +58,13 @@ PURE = {
     "learn.schedule",
     "learn.sharing",
     "model_facts",
+    "model_names",
     "precision",
     "predict",
     "progress",
     "rollout.probe",
     "rollout.spec",
+    "secret_file",
     "settings",
     "signals",
     "stacks",
@@ -73,12 +76,13 @@ PURE = {
 STAGES = {"checkpoints", "data", "inspect", "learn", "models", "report", "reward", "rollout", "store"}
 LOOP = {"feed", "jump", "loop", "nonfinite", "rollback", "serving", "stopping"}
 ACTORS = {"actors"}
-ENTRY_POINTS = {"commands", "course", "export", "integrations", "run", "warmstart"}
+ENTRY_POINTS = {"commands", "course", "export", "integrations", "run", "serve", "warmstart"}
 
 HOMES = {
     "aiohttp": {"store"},
     "botocore": {"store"},
     "deepspeed": {"learn"},
+    "fastapi": {"rollout"},
     "fsspec": {"data", "store"},
     "huggingface_hub": {"data", "model_facts", "models"},
     "math_verify": {"reward"},
