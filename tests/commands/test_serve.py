@@ -34,9 +34,15 @@ from tests.rollout.tiny_model import SecondOpinion, linear_shapes, save_tiny_mod
 
 START_S = 420
 PROMPT = "12+34="
+STARTED = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a test in a shell's background inherits as ignored
+runpy.run_module("next_ray.serve", run_name="__main__", alter_sys=True)
+"""
 CHECKPOINTS = [(12, CheckpointKind.TRAINED), (24, CheckpointKind.TRAINED), (24, CheckpointKind.JUMPED), (36, CheckpointKind.TRAINED)]
 NAMES = ["tiny@12", "tiny@24", "tiny@24-jumped", "tiny@36"]
-GREEDY: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "extra_body": {"ignore_eos": True}}
+EXTRA = {"ignore_eos": True, "return_tokens_as_token_ids": True}
+GREEDY: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "extra_body": EXTRA}
 
 
 @dataclass
@@ -102,7 +108,7 @@ def server(run: TinyRun) -> Iterator[Server]:
     settings = [f"port={port}", "engine.dtype=float32", "engine.kv_cache_gib=0.1", "engine.adapters=4", "look_every_s=3600"]
     log = run.folder / "log"
     with log.open("wb") as output:
-        command = [sys.executable, "-m", "next_ray.serve", run.place, *settings]
+        command = [sys.executable, "-c", STARTED, run.place, *settings]
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
         deadline = time.monotonic() + START_S
@@ -117,12 +123,12 @@ def server(run: TinyRun) -> Iterator[Server]:
             process.wait(60)
 
 
-def _second_opinion(server: Server, model: str, choice: Any, adapter: Adapter | None) -> np.ndarray:
+def _second_opinion(server: Server, choice: Any, adapter: Adapter | None) -> np.ndarray:
     """What transformers and PEFT say about the tokens that were sampled."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(server.run.folder / "base")
-    token_ids = np.array(tokenizer.convert_tokens_to_ids(choice.logprobs.tokens), dtype=np.int32)
+    token_ids = np.array([int(token.removeprefix("token_id:")) for token in choice.logprobs.tokens], dtype=np.int32)
     opinion = SecondOpinion(server.run.folder / "base", server.run.folder)
     completion = Completion(token_ids, np.zeros(len(token_ids), np.float32), "", FinishReason.LENGTH, 0)
     return opinion.logprobs(adapter, np.array(tokenizer(PROMPT)["input_ids"]), completion, 1.0)
@@ -146,7 +152,7 @@ class TestServed:
         for model, checkpoint in zip(["base", *NAMES], [None, *CHECKPOINTS], strict=True):
             choice = server.greedy(model).choices[0]
             adapter = None if checkpoint is None else server.run.adapter(*checkpoint)
-            np.testing.assert_allclose(choice.logprobs.token_logprobs, _second_opinion(server, model, choice, adapter), atol=2e-3)
+            np.testing.assert_allclose(choice.logprobs.token_logprobs, _second_opinion(server, choice, adapter), atol=2e-3)
             texts[model] = choice.text
         assert len(set(texts.values())) == len(texts)
         for short, meant in (("jumped", "tiny@24-jumped"), ("final", "tiny@36")):
@@ -219,7 +225,7 @@ class TestServed:
 
     def test_ctrl_c_lets_an_answer_end_and_leaves_nothing(self, server: Server) -> None:
         processes = family(server.process.pid)
-        asked: dict[str, Any] = {"model": "jumped", "prompt": "1", "max_tokens": 200, "stream": True, "extra_body": {"ignore_eos": True}}
+        asked: dict[str, Any] = {"model": "jumped", "prompt": "1", "max_tokens": 200, "stream": True, "extra_body": EXTRA}
         stream = server.client().completions.create(**asked)
         next(iter(stream))
         server.process.send_signal(signal.SIGINT)
