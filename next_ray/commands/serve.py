@@ -48,13 +48,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m next_ray.serve",
         description="A run's base, checkpoints, jumped and final model behind one OpenAI-compatible address, on one engine.",
+        epilog="example: python -m next_ray.serve ~/.cache/next_ray/store/tiny port=8001   (docs/serving.md: names, key, settings)",
     )
     parser.add_argument("run", metavar="RUN[@STEP]", help="the run's folder or URL; @24 or @24-jumped: that checkpoint and the base only")
     parser.add_argument(
         "settings", nargs="*", metavar="SERVE.yaml | key=value", help="a YAML file and settings, such as port=8001 replicas.max=4"
     )
-    parser.add_argument("--base", help="folder or name of the model that training started from; else what the run says")
-    parser.add_argument("--endpoint-url", help="S3 server other than AWS")
+    parser.add_argument("--base", metavar="MODEL", help="folder or name of the model that training started from; else what the run says")
+    parser.add_argument("--endpoint-url", metavar="URL", help="S3 server other than AWS")
     return parser
 
 
@@ -99,8 +100,7 @@ def _serve(found: Opened, config: ServeConfig, cluster: OpenCluster, key_sha256:
     from next_ray.data.prepare import load_tokenizer
     from next_ray.rollout.api import ApiSpec
 
-    section = ModelSection(name=found.model.name, trust_remote_code=config.engine.trust_remote_code)
-    tokenizer = load_tokenizer(found.model.path, section.trust_remote_code)
+    tokenizer = load_tokenizer(found.model.path, trust_remote_code=False)
     api = ApiSpec(
         engine=_engine(found, config, cluster),
         names=found.names,
@@ -108,7 +108,7 @@ def _serve(found: Opened, config: ServeConfig, cluster: OpenCluster, key_sha256:
         chat_template=chat_template(tokenizer, config.system_prompt, config.template),
         look_every_s=config.look_every_s,
     )
-    serving = Serving(place_of(section, found.model), shipped(found.model), api, found.catalogue)
+    serving = Serving(place_of(ModelSection(name=found.model.name), found.model), shipped(found.model), api, found.catalogue)
     with served(serving, config, cluster.device, _say) as replicas:
         _introduce(found, config, key_told)
         said = replicas()
@@ -143,7 +143,6 @@ def _engine(found: Opened, config: ServeConfig, cluster: OpenCluster) -> EngineS
         device=cluster.device,
         deterministic=False,
         data=DataSection(),
-        trust_remote_code=engine.trust_remote_code,
     )
 
 

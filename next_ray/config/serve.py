@@ -50,8 +50,13 @@ class ServedEngineSection(Section):
     """Key-value cache, GiB (CPU only)."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     """Share of a GPU's memory that the engine takes (GPU only)."""
-    trust_remote_code: bool = False
-    """Run Python code that the model's folder ships. Off unless you have read that code."""
+
+
+class ServedClusterSection(ClusterSection):
+    """Ray, and where replicas go: `engine_labels`."""
+
+    dashboard: bool = False
+    """Start the Ray dashboard, with its page on Serve, with an embedded cluster (loopback only)."""
 
 
 class ServeConfig(Section):
@@ -71,7 +76,7 @@ class ServeConfig(Section):
     """Text of a conversation's last user message; `{prompt}` is what the client sent. Give data.template of the run."""
     engine: ServedEngineSection = ServedEngineSection()
     replicas: ReplicasSection = ReplicasSection()
-    cluster: ClusterSection = ClusterSection(dashboard=False)
+    cluster: ServedClusterSection = ServedClusterSection()
 
     @model_validator(mode="after")
     def _template_asks(self) -> ServeConfig:
