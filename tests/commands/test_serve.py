@@ -22,6 +22,7 @@ import psutil
 import pytest
 from openai import APIStatusError, AuthenticationError, BadRequestError, NotFoundError, OpenAI
 
+from next_ray.checkpoints.adapters import read_peft_folder
 from next_ray.commands.serve import main, opened
 from next_ray.config import ModelSection
 from next_ray.models.resolve import prepare_model
@@ -269,7 +270,10 @@ def test_of_full_weights_one_checkpoint_is_served(run: TinyRun, tmp_path: Path) 
     assert named.names == ("whole@2",) and len({newest.model.fingerprint, named.model.fingerprint, run.model.fingerprint}) == 3
 
 
-def test_one_checkpoint_is_served_beside_the_base_when_it_is_named(run: TinyRun) -> None:
+def test_one_checkpoint_is_served_beside_the_base_when_it_is_named(run: TinyRun, tmp_path: Path) -> None:
     found = opened(f"{run.place}@24-jumped")
     assert found.names == ("base",) and found.rank == 8 and found.catalogue is not None
     assert found.catalogue.look() == dict.fromkeys(("final", "jumped", "tiny@24-jumped"), "tiny@24-jumped")
+    assert found.catalogue.write("tiny@24-jumped", tmp_path / "peft") and not found.catalogue.write("tiny@12", tmp_path / "other")
+    written, expected = read_peft_folder(tmp_path / "peft"), run.adapter(24, CheckpointKind.JUMPED)
+    assert written.keys() == expected.keys() and all(np.array_equal(written[name].b, expected[name].b) for name in expected)
