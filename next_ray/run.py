@@ -21,6 +21,7 @@ from next_ray.commands.parser import Parser, program
 from next_ray.commands.supervise import RESTARTS_VARIABLE, become_supervisor
 from next_ray.commands.words import JOB, job_and_overrides
 from next_ray.errors import LeaseError, StoreError, TrainingError
+from next_ray.secret_file import kept_secret
 
 if TYPE_CHECKING:
     from next_ray.config import Config
@@ -99,13 +100,7 @@ def protect_embedded_ray(folder: Path) -> None:
     if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
         return
     token = folder / "ray_auth_token"
-    if not token.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / f".ray_auth_token.{os.getpid()}"
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32))
-        draft.replace(token)
+    kept_secret(token)
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
 
 

@@ -26,6 +26,7 @@ PURE = {
     "dashboard",
     "data.boxed",
     "data.formats",
+    "data.jinja",
     "data.prompts",
     "data.splits",
     "data.stream",
@@ -59,12 +60,14 @@ PURE = {
     "learn.schedule",
     "learn.sharing",
     "model_facts",
+    "model_names",
     "planning",
     "precision",
     "predict",
     "progress",
     "rollout.probe",
     "rollout.spec",
+    "secret_file",
     "settings",
     "signals",
     "stacks",
@@ -76,12 +79,13 @@ PURE = {
 STAGES = {"checkpoints", "data", "inspect", "learn", "models", "report", "reward", "rollout", "store"}
 LOOP = {"feed", "jump", "loop", "nonfinite", "rollback", "serving", "stopping"}
 ACTORS = {"actors"}
-ENTRY_POINTS = {"commands", "course", "export", "integrations", "plan", "run", "warmstart"}
+ENTRY_POINTS = {"commands", "course", "export", "integrations", "plan", "run", "serve", "warmstart"}
 
 HOMES = {
     "aiohttp": {"store"},
     "botocore": {"store"},
     "deepspeed": {"learn"},
+    "fastapi": {"rollout"},
     "fsspec": {"data", "store"},
     "huggingface_hub": {"data", "model_facts", "models"},
     "math_verify": {"reward"},

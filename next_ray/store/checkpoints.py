@@ -108,16 +108,21 @@ class CheckpointStore:
         self._complete(checkpoint, objects, state)
         return self.manifest(checkpoint)
 
+    def ids(self) -> list[str]:
+        """Ids of all committed checkpoints, in the order of `manifests`; no manifest is read."""
+        found = (id_of(path) for path in self.storage.list(f"{self.run}/{layout.MANIFESTS}"))
+        return sorted((checkpoint for checkpoint in found if checkpoint), key=order)
+
     def manifests(self) -> list[Manifest]:
         """All committed checkpoints by step, of the same step trained, jumped and reverted in this order."""
-        found = (self._find(checkpoint) for checkpoint in self._ids())
+        found = (self._find(checkpoint) for checkpoint in self.ids())
         return [manifest for manifest in found if manifest is not None]
 
     def manifest(self, checkpoint: str) -> Manifest:
         """The committed checkpoint of that id; raises `StoreError` when there is none."""
         found = self._find(checkpoint)
         if found is None:
-            raise StoreError(f"{self.url} has no checkpoint {checkpoint!r}; it holds {', '.join(self._ids()) or 'none'}.")
+            raise StoreError(f"{self.url} has no checkpoint {checkpoint!r}; it holds {', '.join(self.ids()) or 'none'}.")
         return found
 
     def latest(self, skip: AbstractSet[str] = frozenset()) -> Manifest | None:
@@ -125,7 +130,7 @@ class CheckpointStore:
 
         A damaged checkpoint is not passed over silently: reading it raises. `skip` names ids to leave out deliberately.
         """
-        for checkpoint in reversed(self._ids()):
+        for checkpoint in reversed(self.ids()):
             if checkpoint in skip or kind_of(checkpoint) not in RESUMABLE:
                 continue
             found = self._find(checkpoint)
@@ -219,10 +224,6 @@ class CheckpointStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ids(self) -> list[str]:
-        found = (id_of(path) for path in self.storage.list(f"{self.run}/{layout.MANIFESTS}"))
-        return sorted((checkpoint for checkpoint in found if checkpoint), key=order)
-
     def _complete(self, checkpoint: str, objects: Mapping[str, ObjectEntry], state: LearnerState) -> None:
         """Put back what a deletion in another process took between an object's write and the manifest's, which protects it from now on."""
         wait_for_deletions(self.storage, self.run)
@@ -250,7 +251,7 @@ class CheckpointStore:
         return decode(data, checkpoint, self.run, f"{self.storage.url}/{path}")
 
     def _committed_step(self) -> int:
-        resumable = [checkpoint for checkpoint in self._ids() if kind_of(checkpoint) in RESUMABLE]
+        resumable = [checkpoint for checkpoint in self.ids() if kind_of(checkpoint) in RESUMABLE]
         return order(resumable[-1])[0] if resumable else -1
 
     def _fence(self, token: str | None) -> None:

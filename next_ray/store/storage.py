@@ -125,7 +125,7 @@ class Storage:
 
     def runs(self) -> list[str]:
         """Names of the folders directly below the root that can be runs, sorted; an emptied one may be among them."""
-        return sorted(name for name in self._attempt(lambda: self._connected().folders(self.root)) if _PATH.fullmatch(name))
+        return sorted(name for name in self._attempt("list", lambda: self._connected().folders(self.root)) if _PATH.fullmatch(name))
 
     def delete(self, path: str) -> None:
         """Remove an object; a missing one is no error."""
