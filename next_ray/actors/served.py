@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -67,18 +68,24 @@ class RunCatalogue:
 
 @dataclass(frozen=True)
 class Serving:
-    """What is served: the engine's model (and its files, where other nodes cannot fetch them), its API, and the run's adapters on it."""
+    """What is served: the engine's model (and its files, where other nodes cannot fetch them), its API, and the run's adapters on it.
+
+    `on_loopback` says that all of the cluster is this machine.
+    """
 
     place: ModelPlace
     files: Any
     api: ApiSpec
     catalogue: RunCatalogue | None
+    on_loopback: bool = True
 
 
 class Replica:
     """One engine and its application, in an actor of Serve's."""
 
     def __init__(self, serving: Serving) -> None:
+        if serving.on_loopback:
+            keep_on_loopback()
         path = localize(serving.place, ray.get(serving.files) if serving.files is not None else None)
         engine = replace(serving.api.engine, model_path=path)
         self._api = OpenAIApi(replace(serving.api, engine=engine), serving.catalogue)
@@ -94,6 +101,16 @@ class Replica:
     async def check_health(self) -> None:
         """Serve asks; a replica whose engine is dead is replaced."""
         await self._api.check()
+
+
+def keep_on_loopback() -> None:
+    """Bind to loopback what Serve opens in a replica's process, once the replica stands, for calls between deployments.
+
+    Serve binds it to all interfaces, without a key, and unpickles what comes.
+    """
+    replica: Any = importlib.import_module("ray.serve._private.replica")
+    bind = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, address: bind(server, address.replace("[::]:", "127.0.0.1:"))
 
 
 @contextmanager

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from next_ray.commands.ending import ended
+from next_ray.commands.parser import Parser
 from next_ray.dashboard.files import DASHBOARD, placed, shipped
 from next_ray.errors import ConfigError
 
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> None:
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     if arguments.into_ray:
         print(f"Written: {_into_ray(arguments.ray_folder)}\nRay's Grafana shows it within seconds, in the folder Ray.")
         return
@@ -40,24 +40,21 @@ def _run(argv: Sequence[str] | None) -> None:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m next_ray.dashboard",
-        description="Set up Prometheus and Grafana for runs on this machine's Ray.",
-        epilog="example: python -m next_ray.dashboard install --folder monitoring",
+def parser() -> Parser:
+    """Of the command line."""
+    parser = Parser(
+        "dashboard",
+        "install (--folder DIR | --into-ray)",
+        "Set up Prometheus and Grafana for runs on this machine's Ray: configuration, dashboard and alert rules.",
+        ["install --folder monitoring", "install --into-ray"],
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    install = commands.add_parser("install", help="write configuration, dashboard and alert rules")
-    where = install.add_mutually_exclusive_group(required=True)
-    where.add_argument("--folder", type=Path, metavar="DIR", help="a folder for Prometheus and Grafana, with everything they need")
-    where.add_argument(
-        "--into-ray",
-        action="store_true",
-        help="only the dashboard, beside Ray's own ones, which a Grafana set up as Ray documents it shows",
-    )
-    install.add_argument("--ray-folder", type=Path, default=Path(RAY_FOLDER), metavar="DIR", help="Ray's --temp-dir (default %(default)s)")
-    install.add_argument(
-        "--prometheus-url", default="http://127.0.0.1:9090", metavar="URL", help="where Prometheus will listen (default %(default)s)"
+    parser.add_argument("action", choices=["install"], metavar="install", help="write the files")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--folder", type=Path, metavar="DIR", help="a folder for Prometheus and Grafana, with all they need")
+    where.add_argument("--into-ray", action="store_true", help="only the dashboard, beside Ray's own ones")
+    parser.add_argument("--ray-folder", type=Path, default=Path(RAY_FOLDER), metavar="DIR", help="Ray's --temp-dir (default %(default)s)")
+    parser.add_argument(
+        "--prometheus-url", default="http://127.0.0.1:9090", metavar="URL", help="where Prometheus listens (default %(default)s)"
     )
     return parser
 

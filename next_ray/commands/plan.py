@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from next_ray.commands.ending import ended
-from next_ray.commands.words import job_and_overrides
+from next_ray.commands.parser import Parser
+from next_ray.commands.words import JOB, job_and_overrides
 from next_ray.config import Config
 from next_ray.errors import ConfigError
 from next_ray.model_facts import ModelFacts, facts_of
@@ -16,13 +16,6 @@ from next_ray.planning.workload import workload_of
 from next_ray.precision import resolve_dtypes
 from next_ray.settings import load_config
 
-EXAMPLES = """examples:
-  python -m next_ray.plan jobs/qwen2.5-7b-next.yaml --gpus 8xH100 --price H100=2.9
-  python -m next_ray.plan jobs/qwen2.5-7b-next.yaml --gpus 4xH100,16xL4 --response-tokens 900 rollout.max_staleness=1
-
-Lengths, the share of groups with something to learn from and prices are yours to say; what is not said is assumed, and the
-output says so. How the numbers come about and how far they were off: docs/planning.md."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and plan; returns the exit code."""
@@ -30,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> None:
-    arguments = _parser().parse_intermixed_args(argv)
+    arguments = parser().parse_intermixed_args(argv)
     config = load_config(*job_and_overrides(arguments.job))
     pools = parse_pools(arguments.gpus, parse_prices(arguments.price))
     config = resolve_dtypes(config, "gpu" if pools[0].device.is_gpu else "cpu")
@@ -49,21 +42,22 @@ def _run(argv: Sequence[str] | None) -> None:
     Console().print(planned(config, facts, pools, work, splits, said, arguments.jump_saves))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m next_ray.plan",
-        description="Memory, time by phase, bottleneck, cost and the best engine:learner split of a job, foretold; nothing is started.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def parser() -> Parser:
+    """Of the command line."""
+    parser = Parser(
+        "plan",
+        "[JOB.yaml] [key=value ...] --gpus 8xH100,...",
+        "Memory, time by phase, bottleneck, cost and best split of a job, foretold. Nothing is started; what you do not say is assumed.",
+        ["jobs/qwen2.5-7b-next.yaml --gpus 8xH100", "--gpus 4xH100,16xL4 --price L4=0.8", "--gpus 2xcpu run.steps=20"],
     )
+    parser.add_argument("job", nargs="*", metavar=JOB, help="a YAML file and settings that override it, as in a run")
     known = ", ".join(device.name for device in DEVICES.values())
-    parser.add_argument("job", nargs="*", metavar="JOB.yaml | key=value", help="a YAML file and settings that override it, as in a run")
-    parser.add_argument("--gpus", required=True, metavar="8xH100,...", help=f"the devices there are: {known} (a core)")
-    parser.add_argument("--price", action="append", default=[], metavar="H100=2.9", help="dollars per device and hour; may be repeated")
-    parser.add_argument("--prompt-tokens", type=float, metavar="MEAN", help="of a prompt (default: half of the most allowed)")
-    parser.add_argument("--response-tokens", type=float, metavar="MEAN", help="of a completion (default: half of the most allowed)")
-    parser.add_argument("--signal", type=float, metavar="SHARE", help="groups with unequal rewards, which are trained on (default: 1)")
-    parser.add_argument("--jump-saves", type=float, default=0.0, metavar="SHARE", help="steps that jumps save, your assumption (0)")
+    parser.add_argument("--gpus", required=True, metavar="8xH100,...", help=f"devices: {known}")
+    parser.add_argument("--price", action="append", default=[], metavar="H100=2.9", help="dollars per device and hour")
+    parser.add_argument("--prompt-tokens", type=float, metavar="MEAN", help="of a prompt (half of the most allowed)")
+    parser.add_argument("--response-tokens", type=float, metavar="MEAN", help="of a completion (half of the most allowed)")
+    parser.more.add_argument("--signal", type=float, metavar="SHARE", help="groups with unequal rewards, which are trained on (1)")
+    parser.more.add_argument("--jump-saves", type=float, default=0.0, metavar="SHARE", help="steps that jumps save, your assumption (0)")
     return parser
 
 

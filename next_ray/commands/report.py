@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from next_ray.commands.ending import ended
+from next_ray.commands.parser import Parser
 from next_ray.commands.writing import check_file, write_whole
 from next_ray.errors import ConfigError
 
 MAX_RUNS = 6
 MEASURED_MIB = 96
-
-EXAMPLES = """examples:
-  python -m next_ray.report ~/.cache/next_ray/store/tiny
-  python -m next_ray.report s3://bucket/runs/math --output math.html
-  python -m next_ray.report store/math store/math-baseline         # with and without extrapolation, and a verdict"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> None:
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     if len(arguments.runs) > MAX_RUNS:
         raise ConfigError(f"At most {MAX_RUNS} runs fit side by side, got {len(arguments.runs)}.")
     if arguments.measure < 0:
@@ -42,23 +37,18 @@ def _name(place: str) -> str:
     return place.rstrip("/").rpartition("/")[2]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m next_ray.report",
-        description="One HTML page about a run, during it and afterwards, or about several side by side, from the checkpoint store alone.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def parser() -> Parser:
+    """Of the command line."""
+    parser = Parser(
+        "report",
+        "RUN ... [options]",
+        "One HTML page about a run, during it and afterwards, or about several side by side, from the checkpoint store alone.",
+        ["~/.cache/next_ray/store/tiny", "s3://bucket/runs/math --output math.html", "store/math store/math-baseline"],
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="the run's folder or URL: store.url followed by run.name")
+    parser.add_argument("--output", type=Path, metavar="FILE.html", help="where to write (default: RUN-report.html here)")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE.html", help="where to write (default: RUN-report.html here); replaced if there"
-    )
-    parser.add_argument(
-        "--measure",
-        type=int,
-        default=MEASURED_MIB,
-        metavar="MIB",
-        help=f"adapters to read for energies, linearity and the path of the weights, at most (default {MEASURED_MIB}; 0: none)",
+        "--measure", type=int, default=MEASURED_MIB, metavar="MIB", help=f"adapters to measure, at most (default {MEASURED_MIB}; 0: none)"
     )
     parser.add_argument("--endpoint-url", metavar="URL", help="S3 server other than AWS")
     return parser

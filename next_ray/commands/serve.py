@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from next_ray.commands.ending import ended
+from next_ray.commands.parser import Parser
 from next_ray.commands.words import job_and_overrides
 from next_ray.config.serve import ServeConfig
 from next_ray.errors import ConfigError
@@ -39,22 +39,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> None:
-    arguments = _parser().parse_intermixed_args(argv)
+    arguments = parser().parse_intermixed_args(argv)
     config = load_as(ServeConfig, *job_and_overrides(arguments.settings))
     serve_run(arguments.run, config, arguments.base, arguments.endpoint_url)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m next_ray.serve",
-        description="A run's base, checkpoints, jumped and final model behind one OpenAI-compatible address, on one engine.",
-        epilog="example: python -m next_ray.serve ~/.cache/next_ray/store/tiny port=8001   (docs/serving.md: names, key, settings)",
+def parser() -> Parser:
+    """Of the command line."""
+    parser = Parser(
+        "serve",
+        "RUN[@STEP] [SERVE.yaml] [key=value ...]",
+        "A run's base, checkpoints, jumped and final model behind one OpenAI-compatible address (docs/serving.md).",
+        ["~/.cache/next_ray/store/tiny", "s3://bucket/runs/math@24 port=8001 replicas.max=4"],
     )
     parser.add_argument("run", metavar="RUN[@STEP]", help="the run's folder or URL; @24 or @24-jumped: that checkpoint and the base only")
-    parser.add_argument(
-        "settings", nargs="*", metavar="SERVE.yaml | key=value", help="a YAML file and settings, such as port=8001 replicas.max=4"
-    )
-    parser.add_argument("--base", metavar="MODEL", help="folder or name of the model that training started from; else what the run says")
+    parser.add_argument("settings", nargs="*", metavar="SERVE.yaml | key=value", help="a YAML file and settings that override it")
+    parser.add_argument("--base", metavar="MODEL", help="folder or name of the model that training started from")
     parser.add_argument("--endpoint-url", metavar="URL", help="S3 server other than AWS")
     return parser
 
@@ -108,7 +108,8 @@ def _serve(found: Opened, config: ServeConfig, cluster: OpenCluster, key_sha256:
         chat_template=chat_template(tokenizer, config.system_prompt, config.template),
         look_every_s=config.look_every_s,
     )
-    serving = Serving(place_of(ModelSection(name=found.model.name), found.model), shipped(found.model), api, found.catalogue)
+    place = place_of(ModelSection(name=found.model.name), found.model)
+    serving = Serving(place, shipped(found.model), api, found.catalogue, on_loopback=cluster.embedded)
     with served(serving, config, cluster.device, _say) as replicas:
         _introduce(found, config, key_told)
         said = replicas()

@@ -210,12 +210,13 @@ class TestServed:
 
     def test_it_listens_on_loopback_alone(self, server: Server) -> None:
         listening = {
-            connection.laddr.ip
+            (connection.laddr.ip, connection.laddr.port, " ".join(one.cmdline())[:80])
             for one in [psutil.Process(server.process.pid), *family(server.process.pid)]
             for connection in one.net_connections("inet")
             if connection.status == psutil.CONN_LISTEN
         }
-        assert listening and not {ip for ip in listening if not ip.removeprefix("::ffff:").startswith("127.") and ip != "::1"}
+        assert listening
+        assert not [found for found in listening if not found[0].removeprefix("::ffff:").startswith("127.") and found[0] != "::1"]
 
     def test_a_checkpoint_that_is_committed_meanwhile_is_served(self, server: Server) -> None:
         before = server.greedy("final").model
