@@ -1,6 +1,6 @@
 """Under which licences the pinned requirements come: `python requirements/licences.py [FILE ...]`, in an environment that has them.
 
-Ends with 1 when an installed pin declares a licence that is not in `ALLOWED` and `licences.txt` does not excuse it by name, licence and
+Ends with 1 when an installed pin declares a licence that is not in `ALLOWED` and `licences.psv` does not excuse it by name, licence and
 reason, when it declares none, and when an excuse has become needless. Pins that are not installed are named; nothing is known of them.
 """
 
@@ -17,7 +17,7 @@ sys.path.insert(0, str(HERE))
 
 from audit import pins  # noqa: E402  # beside this file, where no package is
 
-EXCUSES = HERE / "licences.txt"
+EXCUSES = HERE / "licences.psv"
 NONE = "none declared"
 
 ALLOWED = {
