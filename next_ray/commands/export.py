@@ -57,10 +57,11 @@ def export(place: str, folder: Path, base: str | None = None, dtype: str | None 
     from next_ray.checkpoints.open import run_and_checkpoint
     from next_ray.checkpoints.whole import fill_model
     from next_ray.commands.contestants import base_of, checkpoint_of
+    from next_ray.commands.runs.opening import located
     from next_ray.errors import ConfigError
 
     check_target(folder)
-    run, wanted = run_and_checkpoint(place)
+    run, wanted = run_and_checkpoint(located(place))
     with checkpoint_of(run, wanted, endpoint_url) as (store, manifest):
         whole = manifest.is_whole
         if dtype is not None and not whole:

@@ -43,9 +43,9 @@ def parser() -> Parser:
         "report",
         "RUN ... [options]",
         "One HTML page about a run, during it and afterwards, or about several side by side, from the checkpoint store alone.",
-        ["~/.cache/next_ray/store/tiny", "s3://bucket/runs/math --output math.html", "store/math store/math-baseline"],
+        ["tiny", "s3://bucket/runs/math --output math.html", "store/math store/math-baseline"],
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="the run's folder or URL: store.url followed by run.name")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="its name in the default store, its folder or its URL")
     parser.add_argument("--output", type=Path, metavar="FILE.html", help="where to write (default: RUN-report.html here)")
     parser.add_argument(
         "--measure", type=int, default=MEASURED_MIB, metavar="MIB", help=f"adapters to measure, at most (default {MEASURED_MIB}; 0: none)"
@@ -61,6 +61,7 @@ def write(runs: Sequence[str], output: Path, measure_mib: int = MEASURED_MIB, en
         ConfigError: there is no run, or the file cannot be written. StoreError: a store cannot be read.
     """
     from next_ray.commands.progress import shown
+    from next_ray.commands.runs.opening import located
     from next_ray.commands.stored_run import read_run
     from next_ray.report.page.page import page
 
@@ -68,7 +69,7 @@ def write(runs: Sequence[str], output: Path, measure_mib: int = MEASURED_MIB, en
         found = []
         for done, run in enumerate(runs):
             progress(f"reading {_name(run)}", done, len(runs))
-            found.append(read_run(run, measure_mib * 2**20, endpoint_url))
+            found.append(read_run(located(run), measure_mib * 2**20, endpoint_url))
     text = page(found, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     write_whole(output, text, "--output")
     return f"the report of {' and '.join(run.name for run in found)} ({len(text.encode()) / 2**20:.2f} MiB)"

@@ -50,9 +50,9 @@ def parser() -> Parser:
         "serve",
         "RUN[@STEP] [SERVE.yaml] [key=value ...]",
         "A run's base, checkpoints, jumped and final model behind one OpenAI-compatible address (docs/serving.md).",
-        ["~/.cache/next_ray/store/tiny", "s3://bucket/runs/math@24 port=8001 replicas.max=4"],
+        ["tiny", "s3://bucket/runs/math@24 port=8001 replicas.max=4"],
     )
-    parser.add_argument("run", metavar="RUN[@STEP]", help="the run's folder or URL; @24 or @24-jumped: that checkpoint and the base only")
+    parser.add_argument("run", metavar="RUN[@STEP]", help="its name, folder or URL; @24, @24-jumped: that checkpoint and the base only")
     parser.add_argument("settings", nargs="*", metavar="SERVE.yaml | key=value", help="a YAML file and settings that override it")
     parser.add_argument("--base", metavar="MODEL", help="folder or name of the model that training started from")
     parser.add_argument("--endpoint-url", metavar="URL", help="S3 server other than AWS")
@@ -150,10 +150,12 @@ def _engine(found: Opened, config: ServeConfig, cluster: OpenCluster) -> EngineS
 def opened(place: str, base: str | None = None, endpoint_url: str | None = None) -> Opened:
     """`RUN` or `RUN@CHECKPOINT`; raises `NextRayError` when there is no such checkpoint or its base is not to be had."""
     from next_ray.actors.served import RunCatalogue
-    from next_ray.commands.contestants import base_of, checkpoint_of, run_and_checkpoint
+    from next_ray.checkpoints.open import run_and_checkpoint
+    from next_ray.commands.contestants import base_of, checkpoint_of
+    from next_ray.commands.runs.opening import located
     from next_ray.model_names import BASE
 
-    run, wanted = run_and_checkpoint(place)
+    run, wanted = run_and_checkpoint(located(place))
     with checkpoint_of(run, wanted, endpoint_url) as (store, manifest):
         model = base_of(store, manifest, base, "--base FOLDER")
         if manifest.is_whole:

@@ -29,7 +29,7 @@ def default_store() -> str:
     return StoreSection().url
 
 
-def located(place: str, store: str | None) -> str:
+def located(place: str, store: str | None = None) -> str:
     """The address of a run: what holds a slash is one already, a name is looked up in the store."""
     if "/" in place or (store is None and Path(place).is_dir()):
         return place
