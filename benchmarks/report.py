@@ -1,8 +1,8 @@
 """`python -m benchmarks report`: how long the page of a run takes to write, how large it is, and how soon a browser shows it.
 
 The run is made up (`stored_runs.py`) and lies in a real store. `write_s` is a process of its own, Python's start and imports counted, the
-best of several (`cpu_s` is what a busy machine does not change much); `first_paint_ms` is Chromium's first contentful paint of the
-file, the median (without a browser it is left out).
+best of several (`cpu_s` is what a busy machine hardly changes); `first_paint_ms` is Chromium's first contentful paint, the median (without
+a browser it is left out).
 """
 
 from __future__ import annotations
@@ -33,13 +33,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path("outputs/bench-report"))
     arguments = parser.parse_args(argv)
-    made = MadeUp(
-        f"run-{arguments.steps}-{arguments.interval}-{arguments.layers}",
-        arguments.steps,
-        arguments.steps,
-        arguments.interval,
-        layers=arguments.layers,
-    )
+    steps, interval, layers = arguments.steps, arguments.interval, arguments.layers
+    made = MadeUp(f"run-{steps}-{interval}-{layers}", steps, steps, interval, layers=layers)
     place, page = arguments.folder.absolute() / made.name, arguments.folder / f"{made.name}.html"
     if not (place / "records" / "summary.json").exists():
         shutil.rmtree(place, ignore_errors=True)

@@ -13,7 +13,7 @@ from next_ray.commands.writing import check_file, write_whole
 from next_ray.errors import ConfigError
 
 MAX_RUNS = 6
-MEASURED_MIB = 96
+MEASURED_MIB = 32
 
 
 def main(argv: Sequence[str] | None = None) -> int:
