@@ -77,6 +77,7 @@ def test_a_fork_ends_like_the_run_it_came_from(shared: Path) -> None:
     )
     assert forked.returncode == 0, forked.stdout + forked.stderr
     words = [*SMALL, f"store.url=file://{store}", f"run.output_dir={shared / 'out'}", "run.deterministic=true", "run.name=forked"]
+    words += ["store.lease_s=10"]
     went_on = subprocess.run([*next_ray, "run", *words], env=env, capture_output=True, text=True, timeout=TIME_LIMIT_S)
     assert went_on.returncode == 0, went_on.stdout + went_on.stderr
     assert "resuming from step 4 (00000004-trained)" in went_on.stdout
@@ -174,8 +175,11 @@ def test_two_engines_ahead_of_two_learners_on_s3_jump_without_a_gate(shared: Pat
     )
     assert result.returncode == 0, result.stdout + result.stderr
     records = timeless(shared / "out" / "s3" / "metrics.jsonl")
-    assert [r["step"] for r in records if r["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
-    assert [r["staleness"] for r in records if r["kind"] == "step"] == [0, 1, 1, 1, 0, 1], "a jump drops what was sampled before it"
+    steps = [r for r in records if r["kind"] == "step"]
+    assert [r["step"] for r in steps] == [1, 2, 3, 4, 5, 6]
+    ahead = [0, *(min(r["optimizer_steps"], 1) for r in steps[:-1])]  # a step whose groups all agree makes no new version
+    ahead[4] = 0  # a jump drops what was sampled before it
+    assert [r["staleness"] for r in steps] == ahead and sum(ahead) >= 2
     assert [r["dropped_prompts"] for r in records if r["kind"] == "step"] == [0, 0, 0, 0, 8, 8]
     (jump,) = [r for r in records if r["kind"] == "jump"]
     assert jump["accepted"] == "two-point@1.5"
