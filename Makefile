@@ -38,7 +38,7 @@ chaos: $(VENV)/.dev.stamp
 
 # Pages, settings and Python API; a link or anchor that leads nowhere is an error.
 docs: $(VENV)/.dev.stamp
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "the site is in build/site; open build/site/index.html"
 
 lint: $(VENV)/.dev.stamp

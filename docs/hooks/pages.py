@@ -21,8 +21,8 @@ from next_ray.config import Config  # noqa: E402
 from next_ray.config.warmstart import WarmstartConfig  # noqa: E402
 
 DOCS = "docs"
-PROJECT_PAGES = ("CONTRIBUTING.md", "CHANGELOG.md")
-"""Documents of the repository's top level that are pages of the site."""
+PROJECT_PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "jobs/README.md")
+"""Documents outside docs/ that are pages of the site, at the same path."""
 LINK = re.compile(r"(\]\()([^)#\s]+)([)#])")
 
 

@@ -96,7 +96,7 @@ def test_every_key_of_a_job_has_its_place(site: Path) -> None:
 def test_a_link_to_nowhere_fails_the_build(tmp_path: Path) -> None:
     """Both kinds, in a copy: the hooks find the repository by the place of their file."""
     copy = tmp_path / "copy"
-    for name in ("docs", "next_ray"):
+    for name in ("docs", "jobs", "next_ray"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("mkdocs.yml", "CONTRIBUTING.md", "CHANGELOG.md"):
         shutil.copy(ROOT / name, copy / name)
