@@ -71,5 +71,5 @@ def test_a_checkpoint_that_is_missing_lost_or_damaged_is_found(tmp_path: Path) -
 
 
 def test_every_kind_of_fault_has_a_name_of_its_own() -> None:
-    assert len(set(kinds(has_proxy=True))) == len(kinds(has_proxy=True)) == 14
+    assert len(set(kinds(has_proxy=True))) == len(kinds(has_proxy=True)) == 17
     assert not any("store" in kind for kind in kinds(has_proxy=False))
