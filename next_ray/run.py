@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from next_ray.store.lease import Lease
     from next_ray.types import Manifest
 
-TRACKERS = "trackers"
-"""The record that holds what trackers know the run by."""
 TORN_AFTER_S = 3600.0
 """Objects that no manifest names are remains of a torn commit once they are this old."""
 
@@ -181,6 +179,8 @@ async def execute(config: Config) -> None:
 
 def tracker_id(store: CheckpointStore) -> str:
     """What trackers know the run by: made once, kept in the store, so that a resumed run goes on in the same curves."""
+    from next_ray.store.layout import TRACKERS
+
     known = store.get_json(TRACKERS) or {}
     if known.get("run") != store.run or not re.fullmatch("[0-9a-f]{16}", str(known.get("id"))):
         known = {"run": store.run, "id": secrets.token_hex(8)}  # a new run, or the copy of another one

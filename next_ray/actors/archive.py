@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from next_ray.actors import parts
-from next_ray.actors.metrics import count_store
+from next_ray.actors.metrics import count_checkpoint, count_store
 from next_ray.actors.observed import RunActor
 from next_ray.actors.seats import Seat, asked
 from next_ray.learn.kept_batch import TABLE, batch_rows
@@ -27,10 +27,10 @@ class ArchiveActor(RunActor):
     def commit(self, new: NewCheckpoint, state: LearnerState) -> str:
         """Write a checkpoint, manifest last, then let go of those that nothing needs any more."""
         state = replace(state, parts=parts.FullParts(parts.refs_of(state)))
-        with self._counted(str(new.kind)):
+        with self._counted():
             manifest = self._store.commit(new.step, new.kind, state, new.parents, self._fingerprint, dict(new.progress), self._token)
-        if self._keep is not None:
-            with self._counted():
+            count_checkpoint(str(new.kind))
+            if self._keep is not None:
                 self._store.retain(self._keep, {*new.keep, *new.parents, manifest.id})
         return manifest.id
 
@@ -67,14 +67,12 @@ class ArchiveActor(RunActor):
         return f"{self._store.url}/tables/{TABLE}"
 
     @contextmanager
-    def _counted(self, *committed: str) -> Iterator[None]:
-        """Export what the block asks of the store, also when it fails, and when it does not the kinds of checkpoints it `committed`."""
+    def _counted(self) -> Iterator[None]:
+        """Export what the block asks of the store, also when it fails."""
         try:
             yield
-        except BaseException:
+        finally:
             count_store(self._store.storage.usage)
-            raise
-        count_store(self._store.storage.usage, committed)
 
 
 @dataclass

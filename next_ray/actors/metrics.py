@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from functools import cache
 from statistics import fmean
 from typing import Any
@@ -74,12 +73,16 @@ def show_trajectory(triplets: CheckpointTriplets) -> None:
         exported().set("next_ray_local_sigma", fmean(m.local.sigma for m in triplets.modules.values()))
 
 
-def count_store(usage: Usage, committed: Iterable[str] = ()) -> None:
-    """Export what an actor asked of the store; `committed` are kinds of the checkpoints that it wrote."""
+def count_checkpoint(kind: str) -> None:
+    """Count a checkpoint that was written."""
+    if ray.is_initialized():
+        exported().count("next_ray_checkpoints", 1.0, kind=kind)
+
+
+def count_store(usage: Usage) -> None:
+    """Export what an actor asked of the store."""
     if ray.is_initialized():
         exported().store(usage)
-        for kind in committed:
-            exported().count("next_ray_checkpoints", 1.0, kind=kind)
 
 
 class MetricsReporter:

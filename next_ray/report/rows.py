@@ -69,6 +69,11 @@ def evaluation_row(step: int, result: EvaluationResult) -> Row:
     )
 
 
+def interval(row: Mapping[str, Any], name: str) -> dict[str, float]:
+    """A number of an evaluation's row with its 95 % interval, as `Accuracy` has them."""
+    return {"mean": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"]}
+
+
 def jump_row(record: JumpRecord) -> Row:
     """A row of an attempted jump: the gate's decision with all candidates, the backtest and what it cost."""
     decision = record.decision

@@ -15,6 +15,8 @@ TABLES = "tables"
 RECORDS = "records"
 CONFIG, SUMMARY, SCORES, ATTEMPTS = "config", "summary", "scores", "attempts"
 """Records: the configuration of the newest start, the end's numbers, the end's accuracy by prompt, a folder of attempted jumps."""
+TRACKERS, FORKED = "trackers", "forked_from"
+"""Records: what trackers know the run by; where the first checkpoint of a run that was forked comes from."""
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _TABLE = re.compile(r"[a-z][a-z0-9_]{0,60}")
 

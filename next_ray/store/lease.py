@@ -179,21 +179,23 @@ class Lease:
 
 def read_holder(storage: Storage, run: str) -> Holder | None:
     """What the lease object of a run says now, expired or not; None when there is none."""
-    try:
-        found = storage.read_versioned(f"{run}/{layout.LEASE}")
-    except MissingObjectError:
-        return None
-    return _decode(found.data, f"{storage.url}/{run}")
+    found = _read(storage, run)
+    return found[0] if found else None
 
 
 def read_writer(storage: Storage, run: str) -> Holder | None:
     """Who writes the run at the moment; None when nobody does, or its time is over, or its process is known to be dead."""
+    found = _read(storage, run)
+    return found[0] if found and _is_living(*found) else None
+
+
+def _read(storage: Storage, run: str) -> tuple[Holder, float] | None:
+    """The lease object and its age, seconds."""
     try:
         found = storage.read_versioned(f"{run}/{layout.LEASE}")
     except MissingObjectError:
         return None
-    holder = _decode(found.data, f"{storage.url}/{run}")
-    return holder if _is_living(holder, found.age_s) else None
+    return _decode(found.data, f"{storage.url}/{run}"), found.age_s
 
 
 def _is_living(holder: Holder, age_s: float) -> bool:

@@ -85,5 +85,6 @@ def test_no_number_of_a_step_has_the_name_of_another_metric() -> None:
 
 def test_outside_of_ray_the_actors_classes_export_nothing(books: Books) -> None:
     metrics.count_seconds("next_ray_delta_seconds", 1.0)
-    metrics.count_store(Usage(), ["trained"])
+    metrics.count_store(Usage())
+    metrics.count_checkpoint("trained")
     assert not books

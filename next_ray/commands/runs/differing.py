@@ -10,6 +10,7 @@ from next_ray.commands.ending import ended
 from next_ray.commands.parser import Parser
 from next_ray.commands.runs.opening import RUN_HELP, add_store_options, opened
 from next_ray.commands.runs.showing import outcome, whole
+from next_ray.settings.flat import differing
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,28 +52,13 @@ def _run(argv: Sequence[str] | None) -> None:
     first, second = found
     difference = {
         "runs": [first["url"], second["url"]],
-        "settings": settings(first["config"], second["config"]) if first["config"] and second["config"] else None,
+        "settings": differing([first["config"], second["config"]], OWN_KEYS) if first["config"] and second["config"] else None,
         "results": {name: list(values) for name, *values in zip(_NAMES, _results(first), _results(second), strict=True)},
     }
     if arguments.json:
         show_json(difference)
     else:
         show(*_parts(difference, _titles(first, second)))
-
-
-def settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Dotted key to both values, of the keys that differ; null where a run has no such key."""
-    ours, theirs = dict(_flat(first)), dict(_flat(second))
-    keys = [key for key in dict.fromkeys([*ours, *theirs]) if key not in OWN_KEYS]
-    return {key: [ours.get(key), theirs.get(key)] for key in keys if ours.get(key) != theirs.get(key)}
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 _NAMES = ("state", "steps", "accuracy", "base accuracy", "jumps", "checkpoints", "size")

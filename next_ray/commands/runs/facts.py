@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from next_ray.report.rows import interval
 from next_ray.store.checkpoints import CheckpointStore
 from next_ray.store.layout import SUMMARY
-from next_ray.store.lease import Holder, read_writer
+from next_ray.store.lease import read_writer
 from next_ray.types import Manifest
 
 RUNNING, FINISHED, STOPPED, DAMAGED = "running", "finished", "stopped", "damaged"
@@ -58,7 +59,7 @@ def facts_of(store: CheckpointStore) -> RunFacts:
         accuracy=_accuracy(store, latest, summary),
         size_bytes=size_bytes,
         state=state,
-        detail=_detail(holder),
+        detail=holder.describe() if holder else "",
     )
 
 
@@ -76,11 +77,4 @@ def _accuracy(store: CheckpointStore, latest: Manifest | None, summary: Mapping[
         return dict(summary["models"][-1]["avg_at_k"])
     rows = store.read_table("metrics", latest.step) if latest else []
     found = [row for row in rows if row.get("kind") == "evaluation"]
-    return {end: found[-1][column] for end, column in _INTERVAL.items()} if found else None
-
-
-_INTERVAL = {"mean": "avg_at_k", "low": "avg_at_k_low", "high": "avg_at_k_high"}
-
-
-def _detail(holder: Holder | None) -> str:
-    return holder.describe() if holder else ""
+    return interval(found[-1], "avg_at_k") if found else None

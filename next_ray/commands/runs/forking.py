@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from next_ray.commands.ending import ended
 from next_ray.commands.parser import Parser
 from next_ray.commands.runs.opening import RUN_HELP, add_store_options, exists, located, opened
-from next_ray.commands.runs.showing import FORKED
 
 if TYPE_CHECKING:
     from next_ray.commands.progress import Progress as Shown
@@ -94,7 +93,7 @@ def fork(source: CheckpointStore, begin: Manifest, target: CheckpointStore, show
         StoreError: a checkpoint that it needs is gone.
     """
     from next_ray.progress import Progress
-    from next_ray.store.layout import CONFIG
+    from next_ray.store.layout import CONFIG, FORKED
 
     progress = Progress(**begin.metadata)
     there = {manifest.id: manifest for manifest in source.manifests()}

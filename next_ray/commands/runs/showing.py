@@ -13,9 +13,6 @@ from next_ray.commands.runs.opening import RUN_HELP, add_store_options, opened
 if TYPE_CHECKING:
     from next_ray.store.checkpoints import CheckpointStore
 
-FORKED = "forked_from"
-"""Record of a run that `next-ray runs fork` made: where its first checkpoint comes from."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and show; returns the exit code."""
@@ -76,10 +73,10 @@ def job_of(store: CheckpointStore) -> str:
 def whole(store: CheckpointStore) -> dict[str, Any]:
     """Everything that is shown, as plain data."""
     from next_ray.commands.runs.facts import facts_of, final_table
-    from next_ray.store.layout import CONFIG
+    from next_ray.store.layout import ATTEMPTS, CONFIG, FORKED
 
     manifests = store.manifests()
-    attempts = [store.get_json(path) for path in store.list_json("attempts")]
+    attempts = [store.get_json(path) for path in store.list_json(ATTEMPTS)]
     return {
         "url": store.url,
         **facts_of(store).to_json(),
@@ -127,6 +124,7 @@ def _parts(found: Mapping[str, Any]) -> Iterator[Any]:
 
 def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     from next_ray.commands.runs.text import accuracy, size
+    from next_ray.store.layout import FORKED
 
     identity = found["identity"]
     yield "run", found["url"]

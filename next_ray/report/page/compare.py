@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from next_ray.report.page.data import RunData
 from next_ray.report.page.layout import LETTERS
 from next_ray.report.page.numbers import elapsed, models, seconds_by_phase, trained_points
 from next_ray.report.text import duration
+from next_ray.settings.flat import differing
 
 OWN = ("run.name", "run.output_dir", "report.", "store.", "recovery.", "cluster.")
 """Settings that do not change what is trained."""
@@ -35,21 +36,9 @@ def reference(runs: Sequence[RunData]) -> int:
     return next((i for i, run in enumerate(runs) if run.extrapolates is False), 0)
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """A configuration as `section.key` and value, as overrides write it."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
 def differences(runs: Sequence[RunData]) -> dict[str, list[Any]]:
     """Settings that are not the same in all runs, with their values; names, places and displays are passed over."""
-    trees = [dict(flat(run.settings)) for run in runs]
-    names = dict.fromkeys(name for tree in trees for name in tree)
-    found = {name: [tree.get(name) for tree in trees] for name in names if not name.startswith(OWN)}
-    return {name: values for name, values in found.items() if any(value != values[0] for value in values)}
+    return differing([run.settings for run in runs], OWN)
 
 
 def paired(first: RunData, second: RunData) -> Comparison | None:

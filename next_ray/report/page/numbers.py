@@ -8,6 +8,7 @@ from typing import Any
 
 from next_ray.report.final import Totals
 from next_ray.report.page.data import RunData
+from next_ray.report.rows import interval
 
 PHASE_GROUPS: Mapping[str, tuple[str, ...]] = {
     "rollout": ("rollout",),
@@ -72,7 +73,7 @@ def elapsed(run: RunData) -> dict[int, float]:
 def evaluated(run: RunData) -> list[Point]:
     """Every evaluation by steps, those on the way before those of the end."""
     points = [
-        Point(row["step"], row["label"], _interval(row, "avg_at_k"), _interval(row, "pass_at_k"), False)
+        Point(row["step"], row["label"], interval(row, "avg_at_k"), interval(row, "pass_at_k"), False)
         for row in run.evaluations
         if row["label"].startswith("step ")
     ]
@@ -117,7 +118,3 @@ def parted(candidate: str) -> tuple[str, float | None]:
 def series_of(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
     """(step, value) of the rows that have the number."""
     return [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
-
-
-def _interval(row: Mapping[str, Any], name: str) -> dict[str, float]:
-    return {"mean": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"]}

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from next_ray.report.page.compare import flat
 from next_ray.report.page.data import Checkpoint, RunData
 from next_ray.report.page.layout import Table, figure, grid, scrolled, section, soft, when
 from next_ray.report.page.maps import lineage as lineage_picture
 from next_ray.report.page.markup import Markup, joined, tag
 from next_ray.report.rows import ALARM
 from next_ray.report.text import duration, rollback_sentence
+from next_ray.settings.flat import flat
 
 REWARDED, NOT_REWARDED = "\N{CHECK MARK} rewarded", "\N{MULTIPLICATION SIGN} not rewarded"
 

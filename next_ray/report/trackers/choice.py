@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib.util
 import netrc
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from next_ray.config import Config, ReportSection
@@ -16,6 +15,7 @@ from next_ray.report.trackers.background import Background, Tracker
 from next_ray.report.trackers.mlflow import MLflow
 from next_ray.report.trackers.tensorboard import TensorBoard
 from next_ray.report.trackers.wandb import WandB
+from next_ray.settings.flat import flat
 
 
 def check_trackers(section: ReportSection) -> None:
@@ -59,12 +59,3 @@ def make_trackers(config: Config, output: Path, run_id: str, say: Callable[[str]
         "mlflow": lambda: MLflow(section.project, name, run_id, settings),
     }
     return [Background(chosen, makers[chosen](), say) for chosen in section.trackers]
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """A configuration's leaves by their dotted keys."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
