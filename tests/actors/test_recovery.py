@@ -93,6 +93,8 @@ async def proposed(store: CheckpointStore, kill_after: Mapping[int, str], faults
         if index in kill_after:
             victim = named[kill_after[index]]
             ray.kill(victim.actor)
+    if lost_at_read:
+        trajectory.close()  # so that it is the proposal that mends, and meets what goes wrong meanwhile
     found = await trajectory.propose(6)
     assert set(await trajectory.background_s()) == {"delta", "fit"}
     trajectory.close()
